@@ -1,0 +1,53 @@
+# Everything a developer runs. `make demo` and `make test` need a machine with Python 3.11+, nothing else; all else is installed by them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA := data/complete_journey
+INSTALLED := $(VENV)/.installed
+APT := chromium
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check bench serve-demo browser clean
+.DELETE_ON_ERROR:
+
+demo: $(DATA)/dcn_v2.pt  ## from nothing to a decision: data, a trained model, burnish optimize
+	$(BIN)/burnish optimize examples/complete_journey/job.toml --out out/demo
+
+test: $(INSTALLED) browser  ## every test that this machine can run
+	$(BIN)/python -m pytest tests
+
+check: $(INSTALLED)  ## style, types, import direction, docs
+	$(BIN)/ruff check src tests examples benchmarks
+	$(BIN)/ruff format --check src tests examples benchmarks
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/unit/test_import_direction.py tests/unit/test_docs.py
+
+bench: $(DATA)/dcn_v2.pt  ## every published figure, into docs/benchmarks.md
+	$(BIN)/python benchmarks/run.py --out docs/benchmarks.md
+
+serve-demo: out/demo/artifact/manifest.json  ## the demo's artifact on http://127.0.0.1:8000
+	$(BIN)/burnish serve out/demo/artifact
+
+out/demo/artifact/manifest.json:
+	$(MAKE) demo
+
+$(DATA)/dcn_v2.pt: $(DATA)/columns.json examples/complete_journey/ranker.py
+	$(BIN)/python examples/complete_journey/ranker.py $(DATA) $@
+
+$(DATA)/columns.json: examples/complete_journey/data.py | $(INSTALLED)
+	$(BIN)/python examples/complete_journey/data.py $(DATA)
+
+# torch goes first and alone: left to a range, its CUDA build brings gigabytes
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV) || { apt-get update -q && apt-get install -q -y python3-venv && $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[optimize,dev]'
+	touch $@
+
+# the report is looked at in a real browser; where none can be installed, those tests say so and skip
+browser:
+	@command -v chromium >/dev/null || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(APT); } >/dev/null 2>&1 \
+		|| echo "chromium could not be installed: the browser tests will skip"
+
+clean:  ## what was built, not what was downloaded
+	rm -rf out build dist
