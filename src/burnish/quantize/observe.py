@@ -1,0 +1,89 @@
+"""What calibration rows show of the values that linears read: extremes and moments of each channel over all rows, and a sample of rows.
+
+A value is (rows, ..., K): all axes but the last are vectors of K channels. Memory is bounded whatever the number of rows: a few numbers a
+channel, and a sample of at most SAMPLE_BYTES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from burnish.errors import InputError, RecipeError
+from burnish.graph.interpret import interpret
+from burnish.graph.node import Graph, Node
+from burnish.inputs import rows_of
+
+BATCH = 1024  # rows interpreted at a time
+SAMPLE = 4096  # vectors kept of each value
+SAMPLE_BYTES = 16 << 20
+LEAST_ROWS = 16  # fewer say nothing of a range; a few thousand are good
+
+
+class Observer:
+    """Extremes, sum and sum of squares of each channel (K,), and an evenly spread sample (at most SAMPLE, K) of the vectors seen."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.low = np.full(channels, np.inf, np.float32)
+        self.high = np.full(channels, -np.inf, np.float32)
+        self.total = np.zeros(channels)
+        self.squares = np.zeros(channels)
+        self._keep = max(64, min(SAMPLE, SAMPLE_BYTES // (4 * channels)))
+        self._stride = 1  # every stride-th vector seen is in the sample; doubles when the sample is full
+        self._sample = np.empty((0, channels), np.float32)
+
+    def see(self, value: np.ndarray) -> None:
+        """Take in (..., K) finite float32 values."""
+        vectors = value.reshape(-1, value.shape[-1])
+        np.minimum(self.low, vectors.min(axis=0), out=self.low)
+        np.maximum(self.high, vectors.max(axis=0), out=self.high)
+        self.total += vectors.sum(axis=0, dtype=np.float64)
+        self.squares += np.einsum("nk,nk->k", vectors, vectors)
+        self._sample = np.concatenate([self._sample, vectors[-self.count % self._stride :: self._stride]])
+        self.count += len(vectors)
+        while len(self._sample) > self._keep:
+            self._sample = self._sample[::2]
+            self._stride *= 2
+
+    @property
+    def sample(self) -> np.ndarray:
+        return self._sample
+
+    @property
+    def mean_square(self) -> np.ndarray:
+        """(K,) mean of the squares, float64."""
+        return self.squares / max(self.count, 1)
+
+
+def observe(graph: Graph, values: Sequence[Node], rows: Mapping[str, np.ndarray]) -> dict[Node, Observer]:
+    """An Observer of each of the float values (..., K) over the rows (input name -> (rows, *shape)).
+
+    RecipeError when there are fewer than LEAST_ROWS rows; InputError when the rows do not fit the inputs, or when a value is not finite,
+    naming the input that brought it in.
+    """
+    count = rows_of(graph.inputs, rows)
+    if count < LEAST_ROWS:
+        raise RecipeError(
+            f"{count} calibration rows are too few to know the range of a value; {LEAST_ROWS} are the least. Give a few thousand rows "
+            "of the training data"
+        )
+    seen = {node: Observer(node.shape[-1]) for node in values}
+    taps = Graph(graph.inputs, {str(i): node for i, node in enumerate(seen)})
+    for start in range(0, count, BATCH):
+        batch = {name: array[start : start + BATCH] for name, array in rows.items()}
+        for (node, observer), value in zip(seen.items(), interpret(taps, batch).values()):
+            if not np.isfinite(value).all():
+                raise InputError(_not_finite(node, value, rows, start))
+            observer.see(value)
+    return seen
+
+
+def _not_finite(node: Node, value: np.ndarray, rows: Mapping[str, np.ndarray], start: int) -> str:
+    bad = start + int(np.argmin(np.isfinite(value.reshape(len(value), -1)).all(axis=1)))
+    for name, array in rows.items():
+        row = array[bad]
+        if row.dtype.kind == "f" and not np.isfinite(row).all():
+            return f"calibration row {bad} of input {name!r} holds NaN or an infinity. Remove such rows, or fill them as the model expects"
+    return f"calibration row {bad} makes {node!r} NaN or infinite, though its inputs are finite. Check the model on that row"

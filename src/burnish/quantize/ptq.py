@@ -1,0 +1,261 @@
+"""Static int8 of linears after training, with every choice made from calibration rows: ranges, scale migration, bias correction.
+
+A linear y = W x + b becomes q = quantize(x, multiplier, zero_point), y = scale * (q - zero_point) . Q + bias, where Q holds the rows of
+W / multiplier in int8 (quantize/affine.py). With one multiplier for all channels that is plain per-tensor quantization. With one a channel,
+channels of small values are stretched before they are rounded and their weights shrunk by as much, at no cost at run time: scale migration
+(SmoothQuant, Xiao et al. 2023, arXiv:2211.10438, eq. 4). How far is chosen for each linear by the error of its output on calibration rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from burnish.errors import RecipeError
+from burnish.graph.interpret import constant
+from burnish.graph.node import Graph, Node, weight
+from burnish.graph.ops import Op
+from burnish.quantize import affine
+from burnish.quantize.observe import Observer, observe
+
+MIGRATIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
+RANGES = ("min-max", "percentile", "mse")
+PERCENTILE = 99.99  # of the values, kept by ranges="percentile"
+BINS = 2048
+SHRINK = np.linspace(1.0, 0.3, 36)  # parts of the whole range that ranges="mse" tries
+TRIAL_MACS = 400_000_000  # of one trial quantization; bounds the vectors that it is judged on
+SHARING_COSTS = 1.1  # linears that read the same value share its quantization unless their error grows by more than this factor
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A LINEAR of the graph that is to be int8. `name` is that of its weight, made unique."""
+
+    node: Node
+    name: str
+    weight: np.ndarray = field(repr=False)  # (N, K) float32
+
+    @property
+    def value(self) -> Node:
+        """What it reads, (..., K)."""
+        return self.node.inputs[0]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one value is quantized: q = rint(x * multiplier) + zero_point."""
+
+    ranges: str
+    migration: float
+    multiplier: np.ndarray = field(repr=False)  # float32 () or (K,)
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided for one linear, and `error`: mean squared error of its output on calibration rows, as a part of its variance."""
+
+    linear: Linear
+    scheme: Scheme
+    error: float
+    bias_shift: np.ndarray = field(repr=False)  # (N,) float32, added to the bias
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization noise of the linear's output, in decibels."""
+        return float(-10 * np.log10(max(self.error, 1e-30)))
+
+
+def int8(
+    graph: Graph,
+    calibration: Mapping[str, np.ndarray],
+    ranges: str = "auto",
+    migration: float | str = "auto",
+    bias_correction: bool = True,
+    narrowest: int = 8,
+    skip: Sequence[str] = (),
+) -> Graph:
+    """linear(x, w, b)  ->  qlinear(quantize(x, multiplier), int8 w, scale, bias) for the linears that `linears` lists."""
+    return quantized(graph, choose(graph, calibration, ranges, migration, bias_correction, narrowest, skip))
+
+
+def linears(graph: Graph, narrowest: int = 8, skip: Sequence[str] = ()) -> list[Linear]:
+    """The float32 linears of rows with at least `narrowest` outputs whose weight's name is not in `skip`.
+
+    RecipeError for a name in `skip` that no linear has.
+    """
+    found: dict[str, Linear] = {}
+    for node in graph.order:
+        if node.op is not Op.LINEAR or node.side == "constant" or node["compute"] != "float32" or node.inputs[0].dtype != "float32":
+            continue
+        held = node.inputs[1]
+        base = held["weight"].name if held.op is Op.WEIGHT else "linear"
+        name, n = base, 1
+        while name in found:
+            n += 1
+            name = f"{base}~{n}"
+        found[name] = Linear(node, name, constant(held))
+    for name in skip:
+        if name not in found:
+            raise RecipeError(f"Int8 is to skip {name!r}, and no linear has a weight of that name; there are {', '.join(found) or 'none'}")
+    return [one for one in found.values() if one.node.shape[-1] >= narrowest and one.name not in skip]
+
+
+def choose(
+    graph: Graph,
+    calibration: Mapping[str, np.ndarray],
+    ranges: str = "auto",
+    migration: float | str = "auto",
+    bias_correction: bool = True,
+    narrowest: int = 8,
+    skip: Sequence[str] = (),
+) -> tuple[Choice, ...]:
+    """For each linear the scheme, among those that `ranges` and `migration` allow, that reconstructs its output best.
+
+    Linears that read the same value share one scheme where that costs next to nothing.
+    """
+    chosen = linears(graph, narrowest, skip)
+    seen = observe(graph, [one.value for one in chosen], calibration)
+    groups: dict[Node, list[Linear]] = {}
+    for one in chosen:
+        groups.setdefault(one.value, []).append(one)
+    kinds = RANGES if ranges == "auto" else (ranges,)
+    degrees = MIGRATIONS if migration == "auto" else (float(migration),)
+    choices = {}
+    for value, group in groups.items():
+        observer = seen[value]
+        best = _best(observer, group, kinds, degrees, bias_correction)
+        if len(group) > 1:
+            alone = [choice for one in group for choice in _best(observer, [one], kinds, degrees, bias_correction)]
+            if sum(c.error for c in best) > SHARING_COSTS * sum(c.error for c in alone):
+                best = alone
+        choices.update({choice.linear.name: choice for choice in best})
+    return tuple(choices[one.name] for one in chosen)
+
+
+def quantized(graph: Graph, choices: Sequence[Choice]) -> Graph:
+    """The graph with the linears of the choices in int8.
+
+    A linear that has a float init keeps it as an addition. RecipeError when a sum could leave 32 bits.
+    """
+    by_node = {choice.linear.node: choice for choice in choices}
+
+    def change(node: Node, operands: tuple[Node, ...]) -> Node:
+        if node not in by_node:
+            return node if operands == node.inputs else node.with_inputs(operands)
+        choice = by_node[node]
+        name, scheme = choice.linear.name, choice.scheme
+        q, scale = weights(choice.linear, scheme)
+        bias = constant(node.inputs[2]).astype(np.float32) + choice.bias_shift
+        multiplier = weight(f"{name}.multiplier", scheme.multiplier)
+        x = Node(Op.QUANTIZE, (operands[0], multiplier), zero_point=scheme.zero_point)
+        packed = (weight(f"{name}.int8", q), weight(f"{name}.scale", scale), weight(f"{name}.bias", bias))
+        y = Node(Op.QLINEAR, (x, *packed), zero_point=scheme.zero_point)
+        return Node(Op.ADD, (y, operands[3])) if len(operands) > 3 else y
+
+    return graph.map(change)
+
+
+def weights(linear: Linear, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
+    """int8 (N, K) and float32 scale (N,): the rows of w / multiplier. RecipeError when a sum of K products could leave 32 bits."""
+    q, scale = affine.quantize_rows((linear.weight / scheme.multiplier.astype(np.float64)).astype(np.float32))
+    largest = max(scheme.zero_point, affine.U8_MAX - scheme.zero_point)
+    if int(np.abs(q, dtype=np.int32).sum(axis=1, dtype=np.int64).max()) * largest >= 2**31:
+        raise RecipeError(
+            f"linear {linear.name!r} sums {q.shape[1]:,} products, which may leave 32 bits in int8. Give Int8 skip=({linear.name!r},)"
+        )
+    return q, scale
+
+
+def _best(observer: Observer, group: list[Linear], kinds: Sequence[str], degrees: Sequence[float], bias_correction: bool) -> list[Choice]:
+    """The choices for linears that share one scheme: that of the least sum of relative errors."""
+    x = _trial_vectors(observer, group)
+    exact = [x @ one.weight.T for one in group]
+    spread = [float(np.mean((y - y.mean(axis=0)) ** 2)) or 1.0 for y in exact]
+    best: list[Choice] = []
+    for scheme in _schemes(observer, group, kinds, degrees):
+        q = affine.quantize(x, scheme.multiplier, scheme.zero_point)
+        trial = []
+        for one, y, variance in zip(group, exact, spread):
+            w, scale = weights(one, scheme)
+            lost = y - affine.rescale(affine.dot(q, w, scheme.zero_point), scale, np.zeros(len(w), np.float32))
+            shift, error = _bias_shift(lost) if bias_correction else (np.zeros(len(w), np.float32), float(np.mean(lost**2)))
+            trial.append(Choice(one, scheme, error / variance, shift))
+        if not best or sum(c.error for c in trial) < sum(c.error for c in best):
+            best = trial
+    return best
+
+
+def _trial_vectors(observer: Observer, group: list[Linear]) -> np.ndarray:
+    sample = observer.sample
+    most = max(64, TRIAL_MACS // sum(one.weight.size for one in group))
+    return sample[:: -(-len(sample) // most)]
+
+
+def _bias_shift(lost: np.ndarray) -> tuple[np.ndarray, float]:
+    """(vectors, N) exact minus quantized output -> what to add to the bias (N,), and the mean squared error that remains.
+
+    The mean over one half of the vectors must lessen the error on the other half, else nothing is added.
+    """
+    fit, judge = lost[0::2], lost[1::2]
+    plain = float(np.mean(lost**2))
+    if len(judge) and float(np.mean((judge - fit.mean(axis=0)) ** 2)) < float(np.mean(judge**2)):
+        shift = lost.mean(axis=0)
+        return shift.astype(np.float32), float(np.mean((lost - shift) ** 2))
+    return np.zeros(lost.shape[1], np.float32), plain
+
+
+def _schemes(observer: Observer, group: list[Linear], kinds: Sequence[str], degrees: Sequence[float]) -> Iterator[Scheme]:
+    columns = np.max([np.abs(one.weight).max(axis=0) for one in group], axis=0)  # (K,)
+    for degree in degrees:
+        stretch = _stretch(observer, columns, degree)
+        low = min(0.0, float((observer.low * stretch).min()))
+        high = max(0.0, float((observer.high * stretch).max()))
+        for kind in kinds:
+            yield _scheme(kind, degree, stretch, *_range(kind, observer.sample * stretch, low, high))
+
+
+def _stretch(observer: Observer, columns: np.ndarray, degree: float) -> np.ndarray:
+    """float32 () or (K,): by how much each channel is stretched, 1 / s_k of SmoothQuant's s_k = max|x_k|^a / max|w_k|^(1-a).
+
+    Degree 0 leaves all channels alone. A channel that is always 0, or whose weights are, is left alone too.
+    """
+    if degree == 0:
+        return np.float32(1.0)
+    top = np.maximum(np.abs(observer.low), np.abs(observer.high)).astype(np.float64)
+    alive = (top > 0) & (columns > 0)
+    stretch = np.ones(len(top))
+    stretch[alive] = columns[alive] ** (1 - degree) / top[alive] ** degree
+    if alive.any():
+        stretch[alive] /= np.exp(np.log(stretch[alive]).mean())
+    return stretch.astype(np.float32)
+
+
+def _range(kind: str, values: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    """The range of the values (vectors, K) to represent, inside the [low, high] that they were seen to take; it contains 0."""
+    if kind == "percentile":
+        return min(0.0, float(np.percentile(values, 100 - PERCENTILE))), max(0.0, float(np.percentile(values, PERCENTILE)))
+    if kind == "mse":
+        part = _least_squares_part(values, low, high)
+        return low * part, high * part
+    return low, high
+
+
+def _least_squares_part(values: np.ndarray, low: float, high: float) -> float:
+    """The part of [low, high] at which rounding and clipping together lose least, from a histogram of the values."""
+    counts, edges = np.histogram(values, BINS, (low, high) if high > low else (0.0, 1.0))
+    centres = (edges[:-1] + edges[1:]) / 2
+    errors = []
+    for part in SHRINK:
+        step = max((high - low) * part / affine.U8_MAX, 1e-30)
+        rounded = np.rint(np.clip(centres, low * part, high * part) / step) * step
+        errors.append(float((counts * (rounded - centres) ** 2).sum()))
+    return float(SHRINK[int(np.argmin(errors))])
+
+
+def _scheme(kind: str, degree: float, stretch: np.ndarray, low: float, high: float) -> Scheme:
+    step = (high - low) / affine.U8_MAX or 1.0
+    zero_point = int(np.clip(np.rint(-low / step), 0, affine.U8_MAX))
+    return Scheme(kind, degree, np.asarray(stretch / np.float64(step), np.float32), zero_point)

@@ -1,0 +1,102 @@
+"""Embedding tables in fewer bits. A row of a table gets a scale of its own, so rows of rare and of popular ids do not share a range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from burnish.graph.node import Graph, Node, weight
+from burnish.graph.ops import Op
+from burnish.graph.weights import pack_int4, to_bfloat16
+from burnish.quantize import affine
+
+CHUNK_BYTES = 64 << 20  # of float32 rows widened at a time, so that a mapped table of any size takes this much memory and its result
+INT4_MAX = 7
+SHRINK = np.linspace(1.0, 0.5, 26, dtype=np.float32)  # part of a row's largest magnitude that its int4 range covers
+
+
+def int8_tables(graph: Graph) -> Graph:
+    """lookup(table, ids)  ->  lookup(dequantize(int8 table, scale (V, 1)), ids), and the same for bag.
+
+    Leaves tables that are not float32 WEIGHTs, those that something reads in another way than by row, and those one value wide, where the
+    scale would cost what the value saves.
+    """
+    return _narrow(graph, lambda node: node.shape[1] > 1, _int8)
+
+
+def int4_tables(graph: Graph) -> Graph:
+    """Like int8_tables, with two columns a byte and each row's range searched for the least squared error.
+
+    Leaves also tables of odd width: a row must end with its byte.
+    """
+    return _narrow(graph, lambda node: node.shape[1] % 2 == 0, _int4)
+
+
+def bf16_tables(graph: Graph) -> Graph:
+    """lookup(table, ids)  ->  lookup(cast(bfloat16 table), ids), and the same for bag; leaves what int8_tables leaves but narrow ones."""
+    return _narrow(graph, lambda node: True, _bf16)
+
+
+def _narrow(graph: Graph, fits: Callable[[Node], bool], make: Callable[[Node], Node]) -> Graph:
+    users = graph.users()
+    outputs = {node for _, node in graph.outputs}
+
+    def is_table(node: Node) -> bool:
+        by_row = all(user.op in (Op.LOOKUP, Op.BAG) and user.inputs[0] is node and node not in user.inputs[1:] for user in users[node])
+        return node.op is Op.WEIGHT and node.dtype == "float32" and len(node.shape) == 2 and by_row and node not in outputs and fits(node)
+
+    def change(node: Node, operands: tuple[Node, ...]) -> Node:
+        if is_table(node):
+            return make(node)
+        return node if operands == node.inputs else node.with_inputs(operands)
+
+    return graph.map(change)
+
+
+def _int8(table: Node) -> Node:
+    held = table["weight"]
+    q = np.empty(held.shape, np.int8)
+    scale = np.empty((held.shape[0], 1), np.float32)
+    for rows in _chunks(held.shape):
+        q[rows], scale[rows, 0] = affine.quantize_rows(np.asarray(held.array[rows]))
+    return Node(Op.DEQUANTIZE, (weight(f"{held.name}.int8", q), weight(f"{held.name}.scale", scale)))
+
+
+def _int4(table: Node) -> Node:
+    held = table["weight"]
+    packed = np.empty((held.shape[0], held.shape[1] // 2), np.uint8)
+    scale = np.empty((held.shape[0], 1), np.float32)
+    for rows in _chunks(held.shape):
+        values = np.asarray(held.array[rows])
+        q, scale[rows, 0] = affine.quantize_rows(values, INT4_MAX, _best_row_max(values))
+        packed[rows] = pack_int4(q)
+    return Node(Op.DEQUANTIZE, (weight(f"{held.name}.int4", packed, "int4"), weight(f"{held.name}.scale", scale)))
+
+
+def _bf16(table: Node) -> Node:
+    held = table["weight"]
+    bits = np.empty(held.shape, np.uint16)
+    for rows in _chunks(held.shape):
+        bits[rows] = to_bfloat16(np.asarray(held.array[rows]))
+    return Node(Op.CAST, (weight(f"{held.name}.bf16", bits, "bfloat16"),), dtype="float32")
+
+
+def _best_row_max(values: np.ndarray) -> np.ndarray:
+    """(V, W) -> (V,): for each row the largest magnitude to represent that leaves the least squared error in four bits.
+
+    Greedy search over SHRINK as in post-training 4-bit quantization of embedding tables (Guan et al., 2019, arXiv:1911.02079).
+    """
+    top = np.abs(values).max(axis=1)
+    best, least = top, np.full(len(top), np.inf, np.float32)
+    for part in SHRINK:
+        q, scale = affine.quantize_rows(values, INT4_MAX, top * part)
+        error = ((q * scale[:, None] - values) ** 2).sum(axis=1)
+        best = np.where(error < least, top * part, best)
+        least = np.minimum(error, least)
+    return best
+
+
+def _chunks(shape: tuple[int, ...]) -> list[slice]:
+    step = max(1, CHUNK_BYTES // (4 * shape[1]))
+    return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]

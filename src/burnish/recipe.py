@@ -1,0 +1,244 @@
+"""A Recipe: the steps that change a Graph, and the backend that builds it. One point of the search, as data.
+
+The named recipes share one order: exact clean-up, then what must pass the accuracy gate, then request factoring. Factoring comes last
+because an int8 linear over `concat(request, candidate)` splits exactly in integers: so a recipe and the same recipe `without(FactorRequest)`
+give the same int8 arithmetic, and a backend that gains nothing from factoring can be given the shorter one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import msgspec
+import numpy as np
+
+from burnish.errors import GraphError, RecipeError
+from burnish.graph.node import Graph
+from burnish.graph.verify import verify
+
+
+class StepBase(msgspec.Struct, frozen=True, tag=True, tag_field="step", forbid_unknown_fields=True):
+    """One step, Graph -> Graph. Its fields are the keyword arguments of the function that STEPS names for it."""
+
+    needs_rows: ClassVar[bool] = False  # True: the function's second argument is the calibration rows
+
+
+class Tidy(StepBase, frozen=True):
+    """Exact: fold constants, drop identities, fold BatchNorm into linears."""
+
+
+class Embeddings(StepBase, frozen=True):
+    """Exact: gathers and sums of table rows become LOOKUP and BAG; tables read alike are merged."""
+
+
+class Interactions(StepBase, frozen=True):
+    """Exact: fancy-index interactions become flat takes."""
+
+
+class FactorRequest(StepBase, frozen=True):
+    """Exact: what depends on the request alone is computed once a request."""
+
+
+class Bf16(StepBase, frozen=True):
+    """Linears with at least `narrowest` outputs round their operands to bfloat16 and accumulate in float32."""
+
+    narrowest: int = 8
+
+
+class Int8(StepBase, frozen=True):
+    """Linears with at least `narrowest` outputs compute in int8: weights per output, activations per tensor (docs/quantization.md).
+
+    `ranges`: how an activation's range is taken from the calibration rows. `migration`: how far unlike channels are evened out before
+    they are quantized, the weights absorbing it: 0 not at all, 1 wholly. "auto" tries all and keeps what reconstructs the linear's
+    output best. `skip`: linears to leave, by the name of their weight.
+    """
+
+    needs_rows: ClassVar[bool] = True
+    ranges: Literal["auto", "min-max", "percentile", "mse"] = "auto"
+    migration: float | Literal["auto"] = "auto"
+    bias_correction: bool = True
+    narrowest: int = 8
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.migration != "auto" and not 0 <= self.migration <= 1:
+            raise RecipeError(f'step Int8 has migration {self.migration}. Use "auto" or a number from 0 to 1')
+
+
+class Int8Tables(StepBase, frozen=True):
+    """Tables that are looked up hold int8 rows, each with a scale of its own."""
+
+
+class Int4Tables(StepBase, frozen=True):
+    """Tables that are looked up hold int4 rows, each with a scale of its own; tables of odd width are left."""
+
+
+class Bf16Tables(StepBase, frozen=True):
+    """Tables that are looked up hold bfloat16 rows."""
+
+
+Step = Tidy | Embeddings | Interactions | FactorRequest | Bf16 | Int8 | Int8Tables | Int4Tables | Bf16Tables
+
+# the function of each step, imported on first use: (graph, **fields) or (graph, calibration, **fields) -> graph
+STEPS: dict[type, str] = {
+    Tidy: "burnish.passes.tidy:tidy",
+    Embeddings: "burnish.passes.embedding:embedding",
+    Interactions: "burnish.passes.interaction:interaction",
+    FactorRequest: "burnish.passes.factor:factor_request",
+    Bf16: "burnish.quantize.bf16:bf16",
+    Int8: "burnish.quantize.ptq:int8",
+    Int8Tables: "burnish.quantize.tables:int8_tables",
+    Int4Tables: "burnish.quantize.tables:int4_tables",
+    Bf16Tables: "burnish.quantize.tables:bf16_tables",
+}
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Steps, the backend that builds the graph they leave, and its threads. `name` is for people; it decides nothing."""
+
+    steps: tuple[Step, ...] = ()
+    backend: str = "native"
+    threads: int = 1
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise RecipeError(f"the recipe has threads = {self.threads}. Use at least 1")
+
+    def without(self, *kinds: type) -> Recipe:
+        """This recipe less its steps of these kinds, such as FactorRequest for a backend that computes plain tables only."""
+        return msgspec.structs.replace(self, steps=tuple(step for step in self.steps if not isinstance(step, kinds)))
+
+    def to_json(self) -> str:
+        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"
+
+    def to_toml(self) -> str:
+        head = {"name": self.name, "backend": self.backend, "threads": self.threads}
+        tables = [f"\n[[steps]]\n{_toml_lines(msgspec.to_builtins(step))}" for step in self.steps]
+        return _toml_lines(head) + "".join(tables)
+
+    def write(self, path: str | Path) -> Path:
+        """Write the recipe to a .toml or .json file."""
+        path = Path(path)
+        path.write_text(self.to_json() if path.suffix == ".json" else self.to_toml(), encoding="utf-8")
+        return path
+
+
+_CLEAN = (Tidy(), Embeddings(), Interactions())
+RECIPES: dict[str, tuple[Step, ...]] = {
+    "original": (),  # the graph as it was captured
+    "fp32": (*_CLEAN, FactorRequest()),
+    "bf16": (*_CLEAN, Bf16(), FactorRequest()),
+    "bf16-tables": (*_CLEAN, Bf16(), Bf16Tables(), FactorRequest()),
+    "int8": (*_CLEAN, Int8(), FactorRequest()),
+    "int8-tables": (*_CLEAN, Int8(), Int8Tables(), FactorRequest()),
+    "int8-int4-tables": (*_CLEAN, Int8(), Int4Tables(), FactorRequest()),
+    # what the default settings of other tools do, to compare with
+    "int8-naive": (*_CLEAN, Int8(ranges="min-max", migration=0.0, bias_correction=False, narrowest=1), FactorRequest()),
+}
+
+
+def recipe(of: str | Path | Recipe, backend: str | None = None) -> Recipe:
+    """The Recipe of a name in RECIPES, of a .toml or .json file, or itself; on `backend` when one is given.
+
+    RecipeError for a name that is not known, and for a file that is missing or says what a recipe cannot mean.
+    """
+    if isinstance(of, Recipe):
+        found = of
+    elif str(of) in RECIPES:
+        found = Recipe(RECIPES[str(of)], name=str(of))
+    elif Path(of).suffix in (".toml", ".json"):
+        found = _read(Path(of))
+    else:
+        raise RecipeError(f"no recipe {str(of)!r}. Use one of {', '.join(RECIPES)}, or a .toml or .json file")
+    return found if backend is None else msgspec.structs.replace(found, backend=backend)
+
+
+def apply(graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | None = None) -> Graph:
+    """The graph after each step of the recipe, verified after each.
+
+    `calibration`: input name -> array (rows, *shape), rows the model meets in use; RecipeError when a step needs them and there are none,
+    and, with the step's name, when a step leaves a graph that breaks a rule.
+    """
+    for step in recipe.steps:
+        name = type(step).__name__
+        if step.needs_rows and calibration is None:
+            raise RecipeError(
+                f"step {name} of recipe {recipe.name or describe(recipe)!r} needs calibration rows and has none. "
+                "Give calibration=, a few thousand rows from the training data: {input name: array (rows, *shape)}"
+            )
+        rows = (calibration,) if step.needs_rows else ()
+        try:
+            graph = verify(_function(type(step))(graph, *rows, **_fields(step)))
+        except GraphError as error:
+            raise RecipeError(
+                f"step {name} of recipe {recipe.name or describe(recipe)!r} left a graph that does not hold: {error}"
+            ) from error
+    return graph
+
+
+def describe(recipe: Recipe) -> str:
+    """One line: the steps with those of their fields that are not the default."""
+    return " > ".join(_describe(step) for step in recipe.steps) or "as captured"
+
+
+def _describe(step: Step) -> str:
+    changed = [f"{name}={value}" for name, value in _fields(step).items() if value != getattr(type(step)(), name)]
+    return type(step).__name__ + (f"({', '.join(changed)})" if changed else "")
+
+
+def _fields(step: Step) -> dict[str, Any]:
+    return {name: getattr(step, name) for name in step.__struct_fields__}
+
+
+def _function(kind: type) -> Callable[..., Graph]:
+    module, _, function = STEPS[kind].partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _read(path: Path) -> Recipe:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"the recipe {path} is not UTF-8 text") from error
+    try:
+        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:
+        raise RecipeError(f"the recipe {path} is not {path.suffix[1:].upper()}: {error}") from error
+    steps = data.get("steps", []) if isinstance(data, dict) else []
+    for i, step in enumerate(steps if isinstance(steps, list) else []):
+        if isinstance(step, dict):
+            _check_step(path, i, step)
+    try:
+        return msgspec.convert(data, Recipe)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"the recipe {path} does not fit: {error}. Its fields are {', '.join(Recipe.__struct_fields__)}") from error
+
+
+def _check_step(path: Path, i: int, step: dict[str, Any]) -> None:
+    """msgspec finds the same faults, but does not say what would be right."""
+    kinds = {kind.__name__: kind for kind in get_args(Step)}
+    kind = kinds.get(step.get("step", ""))
+    if kind is None:
+        met = f"is {step['step']!r}" if "step" in step else "does not say its name as `step`"
+        raise RecipeError(f"step {i + 1} of the recipe {path} {met}. Use one of {', '.join(kinds)}")
+    for name in step:
+        if name != "step" and name not in kind.__struct_fields__:
+            known = ", ".join(kind.__struct_fields__) or "none"
+            raise RecipeError(f"step {i + 1} of the recipe {path}, {kind.__name__}, has no field {name!r}; its fields are {known}")
+
+
+def _toml_lines(fields: Mapping[str, Any]) -> str:
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in fields.items())
+
+
+def _toml(value: Any) -> str:
+    """Strings, booleans, numbers and lists are written alike in JSON and TOML, but for the control character TOML also escapes."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
