@@ -32,8 +32,8 @@ BETTER = {  # +1: higher is better; -1: lower; 0: both directions are a loss
 class Verdict(msgspec.Struct, frozen=True):
     """What the gate says of a change, in the unit of its `drop_type`: relative (0.001 = 0.1 %) or absolute.
 
-    `drop` is the loss seen (negative: a gain), `worst` the loss at the interval's bad end, `resolves` half the interval's width: differences
-    smaller than that cannot be seen with these rows. `rows_needed` only when they cannot tell.
+    `drop` is the loss seen (negative: a gain), `worst` the loss at the interval's bad end, `resolves` half the interval's width:
+    smaller differences cannot be seen with these rows. `rows_needed` only when they cannot tell.
     """
 
     outcome: Outcome

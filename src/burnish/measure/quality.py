@@ -1,9 +1,9 @@
 """What a change of the model costs in quality: metrics of the original and of the built artifact, paired on the same rows, with intervals.
 
-Why no bootstrap? Every metric here is a smooth function of means, so each comes with the *influence* of each row on it, and one rule gives all
-intervals: standard error = root of the summed squares of influences, where the influences of one request are added up first, because rows
-of one request are not independent. For AUC that rule is DeLong's method, and with requests Obuchowski's (1997) extension of it to
-clusters. A bootstrap over requests gives the same intervals (a test shows it) at hundreds of times the cost.
+Why no bootstrap? Every metric here is a smooth function of means, so each comes with the *influence* of each row on it, and one rule
+gives all intervals: standard error = root of the summed squares of influences, where the influences of one request are added up
+first, because rows of one request are not independent. For AUC that rule is DeLong's method, and with requests Obuchowski's (1997)
+extension of it to clusters. A bootstrap over requests gives the same intervals (a test shows it) at hundreds of times the cost.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ SLICE_VALUES = 50  # of one slice column, the most frequent ones; testing thousa
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """One metric of the changed model beside the original's. `low` to `high` is the interval of `delta` = value - original; `relative` is
-    value / original - 1 with its own interval, None where the original is 0. `units` independent units (rows, or requests) stand behind it."""
+    """One metric of the changed model beside the original's. `low` to `high` is the interval of `delta` = value - original;
+    `relative` is value / original - 1 with its own interval, None where the original is 0. `units` independent units (rows, or
+    requests) stand behind it."""
 
     value: float
     original: float
@@ -44,8 +45,8 @@ class Delta(msgspec.Struct, frozen=True):
 
 
 class Slice(msgspec.Struct, frozen=True):
-    """AUC among the rows where column `name` is `value`. `p` is the one-sided probability of so large a loss if there were none, `p_holm` the
-    same after Holm's (1979) correction for the number of slices."""
+    """AUC among the rows where column `name` is `value`. `p` is the one-sided probability of so large a loss if there
+    were none, `p_holm` the same after Holm's (1979) correction for the number of slices."""
 
     name: str
     value: str
