@@ -93,10 +93,11 @@ def constant(node: Node) -> np.ndarray:
 
 def _weight_rows(node: Node, ids: np.ndarray) -> np.ndarray:
     held = node["weight"]
-    return _decode(held.array[ids], held.dtype)
+    return decode(held.array[ids], held.dtype)
 
 
-def _decode(array: np.ndarray, dtype: str) -> np.ndarray:
+def decode(array: np.ndarray, dtype: str) -> np.ndarray:
+    """A Weight's array as the numbers it stands for, in a dtype of numpy: float32 for the half floats, int8 for int4."""
     if dtype == "bfloat16":
         return from_bfloat16(array)
     if dtype == "float16":
@@ -264,7 +265,7 @@ def _pointwise(fn: Callable[..., np.ndarray]) -> Callable[[Node, Arrays], np.nda
 
 _F = _pointwise
 EVALUATE: dict[Op, Callable[[Node, Arrays], np.ndarray]] = {
-    Op.WEIGHT: lambda node, x: _decode(node["weight"].array, node["weight"].dtype),
+    Op.WEIGHT: lambda node, x: decode(node["weight"].array, node["weight"].dtype),
     Op.LOOKUP: lambda node, x: table_rows(node.inputs[0], x[1]),
     Op.BAG: _bag,
     Op.LINEAR: _linear,

@@ -11,16 +11,38 @@ Rule = Callable[[Node], Node | None]
 
 
 def rewrite(graph: Graph, rules: Sequence[Rule], most: int = 100) -> Graph:
-    """Apply the first rule that fits to every node, operands first, until none fits; the old graph is left whole.
+    """Apply the first rule that fits to every node, operands first, until none fits anywhere; the old graph is left whole.
 
-    GraphError when the rules are still changing the graph after `most` rounds.
+    A rule sees a node whose operands are at rest already, and what it returns is rewritten in turn. A node knows nothing of its users,
+    so one walk reaches the fixpoint, however deep the graph. GraphError when the rules fire more than `most` times a node.
     """
-    for _ in range(most):
-        after = graph.map(lambda node, operands: _first(rules, node if operands == node.inputs else node.with_inputs(operands)))
-        if after.outputs == graph.outputs:
-            return after
-        graph = after
-    raise GraphError(f"the rules {', '.join(rule.__name__ for rule in rules)} did not come to rest in {most} rounds")
+    rest: dict[Node, Node] = {}  # node -> what it became, to which no rule applies any more
+    became: dict[Node, Node] = {}  # node -> its next form, not yet at rest
+    left = most * (len(graph.order) + 1)
+    for _, root in graph.outputs:
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            if node in rest:
+                stack.pop()
+                continue
+            after = became.get(node)
+            if after is None:
+                waiting = [operand for operand in node.inputs if operand not in rest]
+                if waiting:
+                    stack.extend(reversed(waiting))
+                    continue
+                operands = tuple(rest[operand] for operand in node.inputs)
+                after = _first(rules, node) if operands == node.inputs else node.with_inputs(operands)
+                became[node] = after
+            if after is node or after in rest:
+                rest[node] = rest.get(after, node)
+                continue
+            stack.append(after)
+            left -= 1
+            if left < 0:
+                raise GraphError(f"the rules {', '.join(rule.__name__ for rule in rules)} do not come to rest at {after!r}")
+    return Graph(graph.inputs, {name: rest[node] for name, node in graph.outputs})
 
 
 def _first(rules: Sequence[Rule], node: Node) -> Node:

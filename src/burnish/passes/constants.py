@@ -1,0 +1,253 @@
+"""Rules on constants: fold what depends on no input, drop arithmetic that changes nothing, take a scale and a shift into a linear."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from burnish.graph.interpret import decode, evaluate
+from burnish.graph.node import Node, weight
+from burnish.graph.ops import FLOATS, Op
+from burnish.graph.weights import to_bfloat16
+
+NARROW = ("bfloat16", "float16", "int8", "int4", "uint8")  # what stands under a node that widens it by row
+FOLD_BYTES = 1 << 20  # a constant may grow up to this by folding; beyond, only if no larger than what it is made of
+MAP_BYTES = 16 << 20  # mapped arrays above this are never read to fold them
+MOST_SHIFT = 64.0  # a larger shift in front of a linear would cancel digits inside its dot product
+
+
+def array_of(node: Node) -> np.ndarray | None:
+    """The values of a WEIGHT node, wider than stored if numpy lacks the dtype; None for another node."""
+    return decode(node["weight"].array, node["weight"].dtype) if node.op is Op.WEIGHT else None
+
+
+def constant_node(name: str, array: np.ndarray, dtype: str) -> Node:
+    """A WEIGHT of `dtype` from values as the interpreter computes them."""
+    if dtype == "bfloat16":
+        return weight(name, to_bfloat16(array), "bfloat16")
+    return weight(name, array.astype(dtype, copy=False))
+
+
+def fold(node: Node) -> Node | None:
+    """f(constants)  ->  WEIGHT.
+
+    Left alone: DEQUANTIZE, and CAST of a narrow dtype to a wider one (they are kept narrow on purpose); EXPAND; what would grow beyond
+    1 MB and beyond its operands; what would read a large mapped table.
+    """
+    if node.side != "constant" or node.op in (Op.WEIGHT, Op.DEQUANTIZE, Op.EXPAND):
+        return None
+    if any(operand.op is not Op.WEIGHT for operand in node.inputs):
+        return None
+    if node.op is Op.CAST and node.inputs[0].dtype in NARROW and node.dtype in FLOATS:
+        return None
+    held = [operand["weight"] for operand in node.inputs]
+    made = math.prod(node.shape) * _ITEM.get(node.dtype, 8)
+    if made > max(FOLD_BYTES, sum(w.nbytes for w in held)):
+        return None
+    if any(isinstance(w.array, np.memmap) and w.nbytes > MAP_BYTES for w in held):
+        return None
+    if any(w.dtype == "int4" for w in held):
+        return None
+    array = evaluate(node, tuple(decode(w.array, w.dtype) for w in held))
+    return constant_node(held[0].name, array, node.dtype)
+
+
+_ITEM = {"bool": 1, "uint8": 1, "int8": 1, "int4": 1, "float16": 2, "bfloat16": 2, "float32": 4, "int32": 4}
+
+
+def drop_arithmetic_that_changes_nothing(node: Node) -> Node | None:
+    """Of arithmetic with a neutral constant, the other operand.
+
+    1. x * 1, x / 1, x + 0, x - 0, x ** 1  ->  x          2. NEG(NEG(x)), NOT(NOT(x))  ->  x         3. RELU(RELU(x))  ->  RELU(x)
+    4. CAST to x's own dtype  ->  x                       5. CAST(CAST(x)) with nothing lost between  ->  CAST(x)
+    6. x ** 2  ->  x * x                                  7. WHERE(always, a, b)  ->  a              8. AND(x, true), OR(x, false)  ->  x
+    Left alone: x * 0, which is NaN for an infinite x.
+    """
+    match node:
+        case Node(Op.ADD | Op.MUL | Op.AND | Op.OR as op, (a, b)):
+            neutral = {Op.ADD: 0, Op.MUL: 1, Op.AND: True, Op.OR: False}[op]
+            return next((x for x, c in ((a, b), (b, a)) if _all(c, neutral) and _fits(x, node)), None)
+        case Node(Op.SUB, (x, c)) if _all(c, 0) and _fits(x, node):
+            return x
+        case Node(Op.DIV | Op.POW, (x, c)) if _all(c, 1) and _fits(x, node):
+            return x
+        case Node(Op.POW, (x, c)) if _all(c, 2) and _fits(x, node):
+            return Node(Op.MUL, (x, x))
+        case Node(Op.NEG, (Node(Op.NEG, (x,)),)) | Node(Op.NOT, (Node(Op.NOT, (x,)),)) if x.dtype == node.dtype:
+            return x
+        case Node(Op.RELU, (Node(Op.RELU) as inner,)):
+            return inner
+        case Node(Op.CAST, (x,)) if x.dtype == node.dtype:
+            return x
+        case Node(Op.CAST, (Node(Op.CAST, (x,)) as inner,)) if inner.dtype in _HOLDS.get(x.dtype, ()):
+            return Node(Op.CAST, (x,), dtype=node.dtype)
+        case Node(Op.WHERE, (c, a, b)):
+            return next((x for x, always in ((a, True), (b, False)) if _all(c, always) and _fits(x, node)), None)
+    return None
+
+
+# dtypes that hold every value of the dtype
+_HOLDS = {
+    "bool": ("uint8", "int8", "int32", "int64", "float16", "bfloat16", "float32", "float64"),
+    "uint8": ("int32", "int64", "float32", "float64"),
+    "int8": ("int32", "int64", "float32", "float64"),
+    "int32": ("int64", "float64"),
+    "float16": ("float32", "float64"),
+    "bfloat16": ("float32", "float64"),
+    "float32": ("float64",),
+}
+
+
+def linear_of_matmul(node: Node) -> Node | None:
+    """MATMUL(x, W) with a constant matrix W (K, N)  ->  LINEAR(x, W^T, 0)."""
+    match node:
+        case Node(Op.MATMUL, (x, w)) if w.op is Op.WEIGHT and len(w.shape) == 2 and x.dtype == w.dtype == "float32" != x.side:
+            turned = weight(w["weight"].name, w["weight"].array.T)
+            return Node(Op.LINEAR, (x, turned, weight("0", np.zeros(w.shape[1], np.float32))))
+    return None
+
+
+def scale_and_shift_after_linear(node: Node) -> Node | None:
+    """LINEAR(x, W, b) * s + c  ->  LINEAR(x, s W, s b + c), one operation at a time; s and c are one number or one a column.
+
+    1. + c and - c, an init or none    2. * s and / s, no init    3. c - LINEAR(x)  ->  LINEAR(x, -W, c - b), no init
+    """
+    match node:
+        case Node(Op.ADD | Op.SUB | Op.MUL | Op.DIV as op, (Node(Op.LINEAR) as linear, other)):
+            c, flipped = _column(other, linear), False
+        case Node(Op.ADD | Op.SUB | Op.MUL as op, (other, Node(Op.LINEAR) as linear)):
+            c, flipped = _column(other, linear), True
+        case _:
+            return None
+    wb = _weights(linear)
+    if c is None or wb is None or node.shape != linear.shape:
+        return None
+    w, b = wb
+    if op is Op.ADD:
+        return _with(linear, None, b + c)
+    if op is Op.SUB and not flipped:
+        return _with(linear, None, b - c)
+    if len(linear.inputs) > 3:
+        return None
+    if op is Op.SUB:
+        return _with(linear, -w, c - b)
+    s = c.astype(np.float64) if op is Op.MUL else 1 / c.astype(np.float64)
+    return _with(linear, w * s[:, None], b * s) if np.isfinite(s).all() else None
+
+
+def scale_and_shift_before_linear(node: Node) -> Node | None:
+    """LINEAR(x * s + c, W, b)  ->  LINEAR(x, W s, b + W c), for a chain of +, -, *, / with constants, one number or one a column.
+
+    Left alone: a shift of more than 64 after scaling, whose digits would be lost in the dot product.
+    """
+    if node.op is not Op.LINEAR:
+        return None
+    wb = _weights(node)
+    found = scale_and_shift(node.inputs[0])
+    if wb is None or found is None:
+        return None
+    x, s, c = found
+    if x.dtype != "float32" or np.abs(c).max() > MOST_SHIFT or not np.isfinite(s).all():
+        return None
+    w, b = wb
+    after = _with(node, w * s, b + w.astype(np.float64) @ c)
+    return after.with_inputs((x, *after.inputs[1:]))
+
+
+def scale_and_shift(value: Node) -> tuple[Node, np.ndarray, np.ndarray] | None:
+    """The x, s, c (float64, (K,)) of the longest chain value = x * s + c with constant columns; None when there is no chain."""
+    width = value.shape[-1] if value.shape else 1
+    s, c, x = np.ones(width), np.zeros(width), value
+    while True:
+        match x:
+            case Node(Op.ADD | Op.SUB | Op.MUL | Op.DIV as op, (inner, other)) if _column(other, x) is not None and inner.shape == x.shape:
+                k = _column(other, x)
+            case Node(Op.ADD | Op.MUL as op, (other, inner)) if _column(other, x) is not None and inner.shape == x.shape:
+                k = _column(other, x)
+            case _:
+                return None if x is value else (x, s, c)
+        assert k is not None
+        k = k.astype(np.float64)
+        if op in (Op.ADD, Op.SUB):
+            c = c + s * (k if op is Op.ADD else -k)
+        else:
+            s = s * (k if op is Op.MUL else 1 / k)
+        x = inner
+
+
+def merge_columns_of_linear(node: Node) -> Node | None:
+    """LINEAR over a CONCAT, each part once and no constants.
+
+    1. LINEAR(CONCAT(a, b, a), W, bias)  ->  LINEAR(CONCAT(a, b), W with the columns of a added up, bias)
+    2. LINEAR(CONCAT(a, constant), W, bias)  ->  LINEAR(a, W_a, bias + W_constant constant)
+    """
+    match node:
+        case Node(Op.LINEAR, (Node(Op.CONCAT, parts) as whole, *_)) if whole["axis"] == len(whole.shape) - 1:
+            kept = list(dict.fromkeys(part for part in parts if not (part.op is Op.WEIGHT and len(part.shape) == 1)))
+            wb = _weights(node)
+            if wb is None or not kept or len(kept) == len(parts) or any(part.dtype != "float32" for part in parts):
+                return None
+        case _:
+            return None
+    w, b = wb
+    columns: dict[Node, np.ndarray] = {}
+    at = 0
+    for part in parts:
+        block = w[:, at : at + part.shape[-1]]
+        at += part.shape[-1]
+        if part in kept:
+            columns[part] = columns[part] + block if part in columns else block
+        else:
+            b = b + block @ array_of(part)
+    x = kept[0] if len(kept) == 1 else Node(Op.CONCAT, kept, axis=whole["axis"])
+    after = _with_arrays(node, np.concatenate([columns[part] for part in kept], axis=1), b)
+    return Node(Op.LINEAR, (x, *after, *node.inputs[3:]), compute=node["compute"])
+
+
+def _all(node: Node, value: float) -> bool:
+    if node.op is not Op.WEIGHT or node["weight"].nbytes > FOLD_BYTES or node["weight"].dtype == "int4":
+        return False
+    array = array_of(node)
+    return array is not None and bool((array == value).all())
+
+
+def _fits(x: Node, node: Node) -> bool:
+    return x.shape == node.shape and x.dtype == node.dtype
+
+
+def _column(node: Node, of: Node) -> np.ndarray | None:
+    """A float32 constant that is one number for each entry of the last axis of `of`, (N,); None when it is something else."""
+    if node.op is not Op.WEIGHT or node.dtype != "float32" or not of.shape or len(node.shape) > len(of.shape):
+        return None
+    if node.shape and (any(n != 1 for n in node.shape[:-1]) or node.shape[-1] not in (1, of.shape[-1])):
+        return None
+    return np.broadcast_to(node["weight"].array.reshape(-1), (of.shape[-1],))
+
+
+def _weights(linear: Node) -> tuple[np.ndarray, np.ndarray] | None:
+    """The float32 W and b of a LINEAR that computes in float32; None of another."""
+    w, b = linear.inputs[1:3]
+    plain = w.op is b.op is Op.WEIGHT and w.dtype == b.dtype == linear["compute"] == "float32"
+    return (w["weight"].array, b["weight"].array) if plain else None
+
+
+def _with_arrays(linear: Node, w: np.ndarray | None, b: np.ndarray) -> tuple[Node, Node]:
+    old_w, old_b = linear.inputs[1:3]
+    new_w = old_w if w is None else weight(old_w["weight"].name, w.astype(np.float32))
+    return new_w, weight(old_b["weight"].name, b.astype(np.float32))
+
+
+def _with(linear: Node, w: np.ndarray | None, b: np.ndarray) -> Node:
+    x, _, _, *init = linear.inputs
+    return linear.with_inputs((x, *_with_arrays(linear, w, b), *init))
+
+
+CONSTANTS = (
+    fold,
+    drop_arithmetic_that_changes_nothing,
+    linear_of_matmul,
+    scale_and_shift_after_linear,
+    scale_and_shift_before_linear,
+    merge_columns_of_linear,
+)

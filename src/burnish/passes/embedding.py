@@ -1,0 +1,122 @@
+"""embedding: ids of the request and ids of the candidate are looked up each on its own side, and each column in its own table."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from burnish.graph.node import Graph, Node, weight
+from burnish.graph.ops import Op
+from burnish.graph.rewrite import rewrite
+from burnish.passes.segments import bounds, concat, piece, segments
+from burnish.passes.tidy import TIDY, tidy
+
+
+def embedding(graph: Graph) -> Graph:
+    """Lookups in canonical form; the arithmetic that is left is the same, so scores are too, to the bit.
+
+    One LOOKUP of a column of several same-width tables stays one LOOKUP a table: backends read one row after another either way.
+    """
+    return own_tables(rewrite(graph, (lookup_of_mixed, bag_of_mixed, bag_of_one, *TIDY)))
+
+
+def lookup_of_mixed(node: Node) -> Node | None:
+    """LOOKUP(t, CONCAT(r, c))  ->  CONCAT(LOOKUP(t, r), LOOKUP(t, c)), seen through casts and offsets of the ids."""
+    match node:
+        case Node(Op.LOOKUP, (table, ids)):
+            for axis in range(len(ids.shape)):
+                parts = segments(ids, axis)
+                if parts is not None:
+                    return concat([Node(Op.LOOKUP, (table, part)) for part in parts], axis)
+    return None
+
+
+def bag_of_mixed(node: Node) -> Node | None:
+    """BAG(t, CONCAT(r, c))  ->  CONCAT(BAG(t, r), BAG(t, c)), along an axis that is not the bag's own."""
+    match node:
+        case Node(Op.BAG, (table, ids, *weights)):
+            for axis in range(len(ids.shape) - 1):
+                parts = segments(ids, axis)
+                if parts is not None:
+                    of = [[piece(w, axis, *where) for w in weights] for where in bounds(parts, axis)]
+                    return concat([node.with_inputs((table, part, *w)) for part, w in zip(parts, of)], axis)
+    return None
+
+
+def bag_of_one(node: Node) -> Node | None:
+    """BAG(t, ids of length 1)  ->  LOOKUP(t, id), when no id is ignored; times the weight, if there is one."""
+    match node:
+        case Node(Op.BAG, (table, ids, *weights)) if ids.shape[-1] == 1 and node["ignore"] is None:
+            row = Node(Op.LOOKUP, (table, Node(Op.RESHAPE, (ids,), shape=ids.shape[:-1])))
+            return Node(Op.MUL, (row, weights[0])) if weights else row
+    return None
+
+
+def own_tables(graph: Graph) -> Graph:
+    """LOOKUP(t, ids + offsets)  ->  CONCAT(LOOKUP(t[o_0 : o_0 + n_0], id_0), LOOKUP(t[o_1 : o_1 + n_1], id_1), ...).
+
+    Where one table holds the rows of several columns and the cardinalities n are declared. The slices are views: nothing is copied.
+    Left alone: a table that is read in any other way, or whose slices overlap, for then its rows would be kept twice.
+    """
+    uses: dict[Node, list[Node]] = {}
+    for node in graph.order:
+        for operand in node.inputs:
+            if operand.op is Op.WEIGHT and len(operand.shape) == 2:
+                uses.setdefault(operand, []).append(node)
+    plan: dict[Node, list[tuple[int, int]]] = {}
+    for table, users in uses.items():
+        spans = {user: _spans(graph, user, table) for user in users}
+        apart = sorted({span for found in spans.values() for span in found or ()})
+        if all(spans.values()) and len(apart) > 1 and all(a[1] <= b[0] for a, b in zip(apart, apart[1:])):
+            plan |= {user: found for user, found in spans.items() if found}
+    if not plan:
+        return graph
+
+    def change(node: Node, operands: tuple[Node, ...]) -> Node:
+        if node not in plan:
+            return node.with_inputs(operands)
+        held, ids = node.inputs[0]["weight"], operands[1].inputs[0]
+        rows = []
+        for i, (start, stop) in enumerate(plan[node]):
+            own = weight(f"{held.name}[{start}:{stop}]", held.array[start:stop], held.dtype)
+            rows.append(Node(Op.LOOKUP, (own, piece(ids, 0, i, i + 1))))
+        return concat(rows, 0)
+
+    return tidy(graph.map(change))
+
+
+def _spans(graph: Graph, user: Node, table: Node) -> list[tuple[int, int]] | None:
+    """The rows [start, stop) of `table` that each column of a LOOKUP(table, ids (n,) + offsets) may read; None of another use."""
+    match user:
+        case Node(Op.LOOKUP, (t, Node(Op.ADD, (ids, offsets)))) if t is table and offsets.op is Op.WEIGHT and len(user.shape) == 2:
+            most = _cardinalities(graph, ids)
+            if most is None or ids.shape != user.shape[:1]:
+                return None
+            starts = np.broadcast_to(offsets["weight"].array, ids.shape)
+            spans = [(int(a), int(a) + n) for a, n in zip(starts, most)]
+            return spans if all(0 <= a and b <= table.shape[0] for a, b in spans) else None
+    return None
+
+
+def _cardinalities(graph: Graph, ids: Node) -> list[int] | None:
+    """The declared cardinality of each entry of `ids` (n,), when all of them are columns of inputs."""
+    match ids:
+        case Node(Op.CAST, (x,)):
+            return _cardinalities(graph, x)
+        case Node(Op.CONCAT, parts):
+            found = [_cardinalities(graph, part) for part in parts]
+            return None if any(f is None for f in found) else [n for f in found for n in f or ()]
+        case Node(Op.RESHAPE, (x,)) if ids.shape == (1,) and x.shape == ():
+            return _cardinalities(graph, x)
+        case Node(Op.SLICE, (x,)):
+            inner = _cardinalities(graph, x) if len(x.shape) == 1 else None
+            return inner and inner[ids["start"] : ids["stop"]]
+        case Node(Op.TAKE, (x,)):
+            inner = _cardinalities(graph, x) if len(x.shape) == 1 else None
+            return inner and [inner[i] for i in ids["indices"]]
+        case Node(Op.INPUT) if len(ids.shape) <= 1:
+            half = ids["half"]
+            spec = next(spec for spec in graph.inputs if spec.name == half.name)
+            columns = half.columns if half.columns is not None else range(spec.columns)
+            most = [spec.cardinality_of(c) for c in columns]
+            return None if any(n is None for n in most) else [n for n in most if n is not None]
+    return None

@@ -1,0 +1,187 @@
+"""A value as segments: what it is made of along one axis, seen through the ops that treat each segment by itself.
+
+Tables of rankers are concatenations of unlike things: columns of the request and columns of the candidate, dense features and
+embeddings. `segments` finds the parts below whatever was done to the whole, so that a pass can give each part its own side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from burnish.graph.node import Node
+from burnish.graph.ops import BINARY, COMPARE, REDUCE, UNARY, Op
+
+Segments = tuple[Node, ...]
+
+_ALONE = frozenset((*UNARY, Op.NOT, Op.ISNAN, Op.CAST))
+_TOGETHER = frozenset((*BINARY, *COMPARE, Op.WHERE))
+
+
+def segments(value: Node, axis: int) -> Segments | None:
+    """Two or more nodes whose concatenation along `axis` is `value`, not all of one side; None when it has no such parts.
+
+    Neighbours of one side may still be several segments. Constants count as request: they too are the same for all candidates.
+    """
+    found = _segments(value, axis, {})
+    return found if found is not None and mixed(found) else None
+
+
+def mixed(parts: Sequence[Node]) -> bool:
+    """Whether some of the parts, and not all, are the same for every candidate of a request."""
+    return len({part.side == "candidate" for part in parts}) == 2
+
+
+def runs(parts: Sequence[Node], axis: int) -> Segments:
+    """The same value with neighbours of one side joined: sides alternate."""
+    groups: list[list[Node]] = []
+    for part in parts:
+        if groups and (groups[-1][0].side == "candidate") == (part.side == "candidate"):
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    return tuple(concat(group, axis) for group in groups)
+
+
+def concat(parts: Sequence[Node], axis: int) -> Node:
+    """CONCAT of the parts; the part itself when it is the only one."""
+    return parts[0] if len(parts) == 1 else Node(Op.CONCAT, parts, axis=axis)
+
+
+def piece(value: Node, axis: int, start: int, stop: int) -> Node:
+    """[start, stop) of `value` along `axis`; the value itself when that is all of it."""
+    return value if (start, stop) == (0, value.shape[axis]) else Node(Op.SLICE, (value,), axis=axis, start=start, stop=stop)
+
+
+def bounds(parts: Sequence[Node], axis: int) -> list[tuple[int, int]]:
+    """[start, stop) of each part along `axis` of the whole."""
+    found, at = [], 0
+    for part in parts:
+        found.append((at, at + part.shape[axis]))
+        at = found[-1][1]
+    return found
+
+
+def reshaped_axis(value: Node, axis: int, parts: Sequence[Node], shape: tuple[int, ...]) -> tuple[int, list[tuple[int, ...]]] | None:
+    """How a concatenation of `parts` along `axis` survives a RESHAPE of it to `shape`: the axis there, and each part's shape.
+
+    None when a part would not be a block of whole entries along any axis of `shape`.
+    """
+    outer, entry = math.prod(value.shape[:axis]), math.prod(value.shape[axis + 1 :])
+    for j, size in enumerate(shape):
+        inner = math.prod(shape[j + 1 :])
+        sizes = [part.shape[axis] * entry for part in parts]
+        if math.prod(shape[:j]) == outer and size > 1 and all(n % inner == 0 for n in sizes):
+            return j, [(*shape[:j], n // inner, *shape[j + 1 :]) for n in sizes]
+    return None
+
+
+def _segments(value: Node, axis: int, known: dict[tuple[Node, int], Segments | None]) -> Segments | None:
+    key = (value, axis)
+    if key not in known:
+        known[key] = None  # met again below itself: impossible in a dag, but a cheap default
+        known[key] = _find(value, axis, known)
+    return known[key]
+
+
+def _find(value: Node, axis: int, known: dict[tuple[Node, int], Segments | None]) -> Segments | None:
+    if value.side != "candidate":
+        return None
+    op, inputs = value.op, value.inputs
+    if op is Op.CONCAT:
+        if value["axis"] != axis or not mixed(inputs):
+            return None
+        return runs([part if part.dtype == value.dtype else Node(Op.CAST, (part,), dtype=value.dtype) for part in inputs], axis)
+    if op in _ALONE:
+        return _each(value, _segments(inputs[0], axis, known))
+    if op in _TOGETHER:
+        return _pointwise(value, axis, known)
+    if op is Op.QUANTIZE:
+        parts = _segments(inputs[0], axis, known)
+        if parts is None or (inputs[1].shape and axis == len(value.shape) - 1):
+            return None if parts is None else _with_columns(value, parts, axis)
+        return tuple(value.with_inputs((part, inputs[1])) for part in parts)
+    if op is Op.LOOKUP and axis < len(value.shape) - 1:
+        parts = _segments(inputs[1], axis, known)
+        return None if parts is None else tuple(value.with_inputs((inputs[0], part)) for part in parts)
+    if op is Op.LINEAR and axis < len(value.shape) - 1 and len(inputs) == 3:
+        parts = _segments(inputs[0], axis, known)
+        return None if parts is None else tuple(value.with_inputs((part, *inputs[1:])) for part in parts)
+    if op is Op.SOFTMAX and value["axis"] != axis:
+        return _each(value, _segments(inputs[0], axis, known))
+    if op is Op.LAYERNORM and axis < len(value.shape) - len(inputs[1].shape):
+        parts = _segments(inputs[0], axis, known)
+        return None if parts is None else tuple(value.with_inputs((part, *inputs[1:])) for part in parts)
+    if op in REDUCE:
+        return _reduced(value, axis, known)
+    if op is Op.EXPAND:
+        at = axis - len(value.shape) + len(inputs[0].shape)
+        parts = _segments(inputs[0], at, known) if at >= 0 and inputs[0].shape[at] == value.shape[axis] else None
+        shapes = [] if parts is None else [(*value.shape[:axis], part.shape[at], *value.shape[axis + 1 :]) for part in parts]
+        return None if parts is None else tuple(Node(Op.EXPAND, (part,), shape=shape) for part, shape in zip(parts, shapes))
+    if op is Op.TRANSPOSE:
+        return _each(value, _segments(inputs[0], value["perm"][axis], known))
+    if op is Op.RESHAPE:
+        return _reshaped(value, axis, known)
+    return None
+
+
+def _each(value: Node, parts: Segments | None) -> Segments | None:
+    return None if parts is None else tuple(value.with_inputs((part,)) for part in parts)
+
+
+def _with_columns(value: Node, parts: Segments, axis: int) -> Segments:
+    """QUANTIZE with one multiplier a column: each segment takes its own."""
+    multiplier = value.inputs[1]
+    return tuple(value.with_inputs((part, piece(multiplier, 0, a, b))) for part, (a, b) in zip(parts, bounds(parts, axis)))
+
+
+def _pointwise(value: Node, axis: int, known: dict[tuple[Node, int], Segments | None]) -> Segments | None:
+    """A pointwise op of operands that are each mixed in the same places, the same along the axis, or not of the candidate."""
+    from_end = len(value.shape) - axis  # operands align on the right
+    places: list[tuple[int, int]] | None = None
+    found: list[Segments | Node] = []
+    for operand in value.inputs:
+        at = len(operand.shape) - from_end
+        whole = at < 0 or operand.shape[at] == 1
+        if whole and operand.side == "candidate":
+            return None
+        if whole or operand.side != "candidate":
+            found.append(operand)
+            continue
+        parts = _segments(operand, at, known)
+        if parts is None or (places is not None and bounds(parts, at) != places):
+            return None
+        places = bounds(parts, at)
+        found.append(parts)
+    if places is None:
+        return None
+    out = []
+    for i, (start, stop) in enumerate(places):
+        operands = []
+        for operand, whole_or_parts in zip(value.inputs, found):
+            if isinstance(whole_or_parts, tuple):
+                operands.append(whole_or_parts[i])
+            else:
+                at = len(operand.shape) - from_end
+                operands.append(operand if at < 0 or operand.shape[at] == 1 else piece(operand, at, start, stop))
+        out.append(value.with_inputs(operands))
+    return tuple(out)
+
+
+def _reduced(value: Node, axis: int, known: dict[tuple[Node, int], Segments | None]) -> Segments | None:
+    """A reduction over other axes than the one the parts lie along."""
+    axes = value["axes"]
+    at = axis if value["keepdims"] else [i for i in range(len(value.inputs[0].shape)) if i not in axes][axis]
+    return None if at in axes else _each(value, _segments(value.inputs[0], at, known))
+
+
+def _reshaped(value: Node, axis: int, known: dict[tuple[Node, int], Segments | None]) -> Segments | None:
+    (whole,) = value.inputs
+    for at in range(len(whole.shape)):
+        parts = _segments(whole, at, known)
+        if parts is not None:
+            how = reshaped_axis(whole, at, parts, value.shape)
+            if how is not None and how[0] == axis:
+                return tuple(Node(Op.RESHAPE, (part,), shape=shape) for part, shape in zip(parts, how[1]))
+    return None
