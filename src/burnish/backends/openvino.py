@@ -1,0 +1,89 @@
+"""OpenVINO on the CPU: the same ONNX, its int8 and bfloat16 kernels, one stream tuned for latency."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from burnish.backends.expand import Expand
+from burnish.backends.table import Arrays, Program
+from burnish.errors import BuildError
+from burnish.graph.node import Graph
+from burnish.graph.ops import Op
+from burnish.host import Host
+from burnish.inputs import Input
+
+DIRECTORY = "program/openvino"
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+class OpenVino:
+    name = "openvino"
+
+    def missing(self) -> str | None:
+        for package in ("onnx", "openvino"):
+            if find_spec(package) is None:
+                return f"the backend openvino needs the package {package}. Install it: pip install {package}"
+        return None
+
+    def build(self, graph: Graph, host: Host, out: Path, threads: int = 1) -> Program:
+        from burnish.backends.to_onnx import to_onnx
+
+        computed = {node["compute"] for node in graph.order if node.op is Op.LINEAR} - {"float32"}
+        if len(computed) > 1:
+            raise BuildError(
+                f"openvino has one float precision for a whole model; the graph has linears in {' and '.join(sorted(computed))}"
+            )
+        (out / DIRECTORY).mkdir(parents=True)
+        files = to_onnx(graph, out / DIRECTORY / "model.onnx")
+        return Program(
+            backend=self.name,
+            files=tuple(str(file.relative_to(out)) for file in files),
+            target="any",
+            weight_bytes=sum(held.nbytes for held in graph.weights.values()),
+            facts={"outputs": [name for name, _ in graph.outputs], "precision": PRECISIONS[computed.pop() if computed else "float32"]},
+        )
+
+    def open(self, directory: Path, program: Program, inputs: tuple[Input, ...], threads: int) -> OpenVinoEngine:
+        return OpenVinoEngine(directory / DIRECTORY / "model.onnx", program.facts, inputs, threads)
+
+
+class OpenVinoEngine:
+    def __init__(self, model: Path, facts: dict[str, Any], inputs: tuple[Input, ...], threads: int) -> None:
+        import openvino as ov
+
+        core = ov.Core()
+        compiled = core.compile_model(
+            str(model),
+            "CPU",
+            {
+                "PERFORMANCE_HINT": "LATENCY",
+                "NUM_STREAMS": "1",
+                "INFERENCE_NUM_THREADS": str(threads),
+                "ENABLE_CPU_PINNING": "NO",  # the process is pinned by whoever runs it; two pinnings fight
+                # without it OpenVINO computes float32 models in bfloat16 wherever the CPU has it
+                "INFERENCE_PRECISION_HINT": facts["precision"],
+            },
+        )
+        self._tensor = ov.Tensor
+        self.compiled = compiled
+        self._call = compiled.create_infer_request()
+        self._inputs = [spec.name for spec in inputs]
+        self._outputs = facts["outputs"]
+        self._expand = Expand(inputs)
+
+    def rows(self, table: Arrays, n: int) -> dict[str, np.ndarray]:
+        call = self._call
+        for name in self._inputs:
+            call.set_tensor(name, self._tensor(table[name], shared_memory=True))
+        call.infer()
+        return {name: call.get_tensor(f"output:{name}").data.copy() for name in self._outputs}
+
+    def request(self, request: Arrays, candidates: Arrays, n: int) -> dict[str, np.ndarray]:
+        return self.rows(self._expand(request, candidates, n), n)
+
+    def close(self) -> None:
+        self._call = self.compiled = None
