@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from burnish.graph.node import Graph, Node, weight
@@ -66,7 +68,7 @@ def own_tables(graph: Graph) -> Graph:
     for table, users in uses.items():
         spans = {user: _spans(graph, user, table) for user in users}
         apart = sorted({span for found in spans.values() for span in found or ()})
-        if all(spans.values()) and len(apart) > 1 and all(a[1] <= b[0] for a, b in zip(apart, apart[1:])):
+        if all(spans.values()) and len(apart) > 1 and all(a[1] <= b[0] for a, b in pairwise(apart)):
             plan |= {user: found for user, found in spans.items() if found}
     if not plan:
         return graph
@@ -93,7 +95,7 @@ def _spans(graph: Graph, user: Node, table: Node) -> list[tuple[int, int]] | Non
                 return None
             starts = np.broadcast_to(offsets["weight"].array, ids.shape)
             spans = [(int(a), int(a) + n) for a, n in zip(starts, most)]
-            return spans if all(0 <= a and b <= table.shape[0] for a, b in spans) else None
+            return spans if all(a >= 0 and b <= table.shape[0] for a, b in spans) else None
     return None
 
 
