@@ -1,0 +1,399 @@
+"""p99 at a load: open loop, by MLCommons LoadGen's Server scenario, and the highest load that keeps it.
+
+Queries arrive as a Poisson stream whatever the server does, and a query's time counts from the moment it was meant to start, so a
+server that falls behind cannot hide it (closed-loop tests do). LoadGen draws the arrivals, keeps the clock and applies its
+early-stopping rule; the queue and the server threads are ours. We read LoadGen's trace and not its summary alone, because it has the
+generator's own delay for each query: when that is not small against the objective, it is the generator that was measured, and the
+run is invalid.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import queue
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+import numpy as np
+
+from burnish.errors import MeasureError
+from burnish.host import Host, versions
+from burnish.measure.latency import PACKAGES, Scoring, calls_needed
+from burnish.measure.queueing import Prediction, highest_load, simulate
+from burnish.measure.traffic import Traffic
+
+__all__ = ["LoadResult", "Peak", "Prediction", "highest_load", "peak", "server", "simulate"]
+
+LATE = 0.1  # the generator's p99 delay may be this share of the objective
+CHECKED = 64  # answers that are kept and compared
+SWITCH_SECONDS = 1e-4  # between threads that want Python's lock: the default of 5 ms would be the p99 of a fast ranker
+
+
+class LoadResult(msgspec.Struct, frozen=True):
+    """One run of LoadGen's Server scenario. Times are microseconds from the intended start of a query to its answer."""
+
+    qps: float  # asked for
+    achieved_qps: float  # answered per second
+    slo_us: float  # the p99 that was allowed
+    p50_us: float
+    p90_us: float
+    p99_us: float
+    p999_us: float
+    max_us: float
+    queries: int
+    seconds: float
+    valid: bool  # the objective was met, and the run is one that can show it
+    reason: str  # why not, in a sentence; "" when valid
+    early_stopping: bool  # LoadGen's rule: enough queries for the p99 to hold with 99 % confidence
+    late_p99_us: float  # the generator's own delay
+    service_p50_us: float  # one call, without waiting
+    service_p99_us: float
+    harness_us: float  # mean time a server spent on each query outside the call: queue, Python, LoadGen
+    utilization: float  # busy share of the servers
+    servers: int
+    candidates: float  # mean of a call
+    checked: int  # answers compared with what was expected
+    wrong: int
+    overloaded: bool
+    curve: tuple[tuple[float, float], ...]  # (percentile, us)
+    cores: tuple[tuple[int, ...], ...]  # the generator's, then each server's; empty where not pinned
+    host: Host
+    versions: dict[str, str]
+
+
+class Peak(msgspec.Struct, frozen=True):
+    """The highest load that kept the objective, with the run that confirmed it; 0 and None when none did."""
+
+    qps: float
+    confirmed: LoadResult | None
+    tried: tuple[LoadResult, ...]
+    sentence: str
+
+
+def server(
+    call: Scoring | Sequence[Scoring],
+    traffic: Traffic,
+    qps: float,
+    seconds: float,
+    p99_us: float,
+    *,
+    servers: int | None = None,
+    expected: Sequence[object] | None = None,
+    tolerance: float = 1e-5,
+    seed: int = 0,
+) -> LoadResult:
+    """Offer `qps` Poisson queries per second for about `seconds`, and compare their p99 with `p99_us`.
+
+    `call` scores (request, candidates); a sequence gives each server thread its own, otherwise `servers` threads (1) share it. Queries
+    are the calls of `traffic` in random order. A sample of the answers is compared with `expected` (one per call of the traffic; by
+    default what `call` answers beforehand, undisturbed) within `tolerance`. A run at more load than can be served is cut off after
+    twice its time and says so. MeasureError when the call raises, or LoadGen is not installed.
+    """
+    loadgen = _loadgen()
+    calls = list(call) if isinstance(call, Sequence) else [call] * (servers or 1)
+    if servers is not None and servers != len(calls):
+        raise MeasureError(f"{len(calls)} calls were given for {servers} servers; give one for each, or one for all")
+    if not (qps > 0 and seconds > 0 and p99_us > 0):
+        raise MeasureError(f"cannot offer {qps} queries per second for {seconds} s with p99 {p99_us} us; give numbers above 0")
+    random = np.random.default_rng(seed)
+    sampled = sorted(random.choice(len(traffic), min(CHECKED, len(traffic)), replace=False).tolist())
+    truth = {i: calls[0](*traffic[i]) if expected is None else expected[i] for i in sampled}
+    for each in calls:
+        each(*traffic[0])  # warm, on whatever thread; the run itself begins with an idle server
+    run = _Run(loadgen, calls, traffic, set(truth), give_up_after=2 * seconds + 1)
+    settings = loadgen.TestSettings()
+    settings.scenario = loadgen.TestScenario.Server
+    settings.mode = loadgen.TestMode.PerformanceOnly
+    settings.server_target_qps = qps
+    settings.server_target_latency_ns = round(p99_us * 1000)
+    settings.server_target_latency_percentile = 0.99
+    settings.min_duration_ms = round(seconds * 1000)
+    settings.min_query_count = 1
+    settings.qsl_rng_seed, settings.sample_index_rng_seed, settings.schedule_rng_seed = random.integers(1, 2**31, 3).tolist()
+    with tempfile.TemporaryDirectory(prefix="burnish-loadgen-") as logs:
+        run.go(settings, logs)
+        summary = _summary(Path(logs) / "mlperf_log_detail.txt")
+        scheduled_us, delay_us, latency_us = _samples(Path(logs) / "mlperf_log_trace.json")
+    late_us = _lateness(run.issued_ns, scheduled_us, delay_us)
+    wrong = sum(not _same(answer, truth[index], tolerance) for index, answer in run.answers)
+    service = np.asarray(run.service_ns) / 1000
+    span = (scheduled_us + latency_us).max() - scheduled_us.min()
+    result = LoadResult(
+        qps=qps,
+        achieved_qps=len(latency_us) / span * 1e6,
+        slo_us=p99_us,
+        **{name: _rank(latency_us, q) for name, q in (("p50_us", 50), ("p90_us", 90), ("p99_us", 99), ("p999_us", 99.9), ("max_us", 100))},
+        queries=len(latency_us),
+        seconds=float(span / 1e6),
+        valid=False,
+        reason="",
+        early_stopping=summary.get("early_stopping_met", False),
+        late_p99_us=_rank(late_us, 99),
+        service_p50_us=_rank(service, 50),
+        service_p99_us=_rank(service, 99),
+        harness_us=float(sum(run.harness_ns) / max(1, len(service)) / 1000),
+        utilization=float(service.sum() / span / len(calls)),
+        servers=len(calls),
+        candidates=float(np.diff(traffic.ends).mean()),
+        checked=len(run.answers),
+        wrong=wrong,
+        overloaded=run.gave_up,
+        curve=tuple((q, _rank(latency_us, q)) for q in (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9) if len(latency_us) * (100 - q) >= 100),
+        cores=run.cores,
+        host=Host.here(),
+        versions=versions(*PACKAGES, "mlcommons-loadgen"),
+    )
+    reason = _reason(result)
+    return msgspec.structs.replace(result, valid=not reason, reason=reason)
+
+
+def peak(
+    call: Scoring | Sequence[Scoring],
+    traffic: Traffic,
+    p99_us: float,
+    *,
+    servers: int | None = None,
+    seconds: float = 1.5,
+    confirm_seconds: float = 5.0,
+    budget_seconds: float = 45.0,
+    precision: float = 0.03,
+    seed: int = 0,
+) -> Peak:
+    """The highest load whose p99 stays within `p99_us`, to `precision`, found within about `budget_seconds`.
+
+    Where to look comes from the queue simulated with measured service times; short runs then narrow it down, and a long one confirms
+    it. When the long run fails, the load is lowered by `precision` until one holds or the time is spent.
+    """
+    calls = list(call) if isinstance(call, Sequence) else [call] * (servers or 1)
+    end = time.monotonic() + budget_seconds
+    service_us = _service_times(calls[0], traffic, seconds / 3)
+    capacity = len(calls) * 1e6 / service_us.mean()
+    tried: list[LoadResult] = []
+
+    def holds(qps: float, long: bool = False) -> bool:
+        least = 1.2 * calls_needed(99) / qps  # LoadGen's rule needs so many queries even without a miss
+        tried.append(server(calls, traffic, qps, max(confirm_seconds if long else seconds, least), p99_us, seed=seed + len(tried)))
+        return tried[-1].valid
+
+    low, high = 0.0, capacity
+    guess = min(max(highest_load(service_us, p99_us, len(calls), seed), capacity / 20), 0.95 * capacity)
+    while high - low > precision * high and end - time.monotonic() > confirm_seconds + seconds:
+        if holds(guess):
+            low = guess
+        else:
+            high = guess
+        if high < capacity / 100:
+            break
+        # near the first guess small steps, until both ends are known
+        guess = min(low * 1.1, (low + high) / 2) if high == capacity else (low + high) / 2 if low else high * 0.8
+    while low:
+        if holds(low, long=True):
+            best = tried[-1]
+            told = f"{low:,.0f} queries per second keep p99 at {best.p99_us:,.0f} us, within {p99_us:,.0f} us ({best.queries:,} queries)"
+            return Peak(low, best, tuple(tried), told)
+        low *= 1 - precision
+        if end - time.monotonic() < confirm_seconds:
+            break
+    last = tried[-1].reason if tried else f"{budget_seconds:.0f} s were too short for a run"
+    return Peak(0.0, None, tuple(tried), f"no load was found that keeps p99 within {p99_us:,.0f} us; the last run: {last}")
+
+
+class _Run:
+    """A system under test for LoadGen: one queue, one thread for each of `calls`, and a thread for the generator."""
+
+    def __init__(self, loadgen: ModuleType, calls: list[Scoring], traffic: Traffic, keep: set[int], give_up_after: float) -> None:
+        self.loadgen = loadgen
+        self.calls = calls
+        self.traffic = list(traffic)
+        self.keep = keep
+        self.give_up_after = give_up_after
+        self.queue: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+        self.issued_ns: list[int] = []
+        self.service_ns: list[int] = []
+        self.harness_ns: list[int] = []
+        self.answers: list[tuple[int, object]] = []
+        self.gave_up = False
+        self.failure: BaseException | None = None
+        self.cores: tuple[tuple[int, ...], ...] = _cores(len(calls))
+
+    def go(self, settings: object, logs: str) -> None:
+        """Run to the end; MeasureError if a call raised."""
+        switch, collects = sys.getswitchinterval(), gc.isenabled()
+        workers = [threading.Thread(target=self._serve, args=(i,), daemon=True) for i in range(len(self.calls))]
+        # LoadGen blocks in C++ until the run ends: on a thread of its own Ctrl-C still reaches us
+        generator = threading.Thread(target=self._generate, args=(settings, logs), daemon=True)
+        sys.setswitchinterval(SWITCH_SECONDS)
+        gc.collect()
+        gc.disable()
+        self.stop_at = time.monotonic() + self.give_up_after
+        try:
+            for thread in (*workers, generator):
+                thread.start()
+            generator.join()
+        finally:
+            self.gave_up = self.gave_up or generator.is_alive()
+            self.stop_at = 0.0  # after Ctrl-C: answer what is still to come without scoring
+            generator.join()
+            for _ in workers:
+                self.queue.put(None)
+            for thread in workers:
+                thread.join()
+            sys.setswitchinterval(switch)
+            if collects:
+                gc.enable()
+        if self.failure is not None:
+            raise MeasureError(f"the engine failed under load: {type(self.failure).__name__}: {self.failure}") from self.failure
+
+    def _generate(self, settings: object, logs: str) -> None:
+        self._pin(0)
+        lg = self.loadgen
+        log = lg.LogSettings()
+        log.enable_trace = True
+        log.log_output = lg.LogOutputSettings()
+        log.log_output.outdir = logs
+        log.log_output.copy_summary_to_stdout = log.log_output.copy_detail_to_stdout = False
+        sut = lg.ConstructSUT(self._issue, lambda: None)
+        count = len(self.traffic)
+        qsl = lg.ConstructQSL(count, count, lambda _: None, lambda _: None)
+        try:
+            lg.StartTestWithLogSettings(sut, qsl, settings, log, "")
+        finally:
+            lg.DestroyQSL(qsl)
+            lg.DestroySUT(sut)
+
+    def _issue(self, samples: list) -> None:
+        now = time.perf_counter_ns()
+        for sample in samples:
+            self.issued_ns.append(now)
+            self.queue.put((sample.id, sample.index))
+
+    def _serve(self, number: int) -> None:
+        self._pin(1 + number)
+        clock, call, calls, keep = time.perf_counter_ns, self.calls[number], self.traffic, self.keep
+        complete, response = self.loadgen.QuerySamplesComplete, self.loadgen.QuerySampleResponse
+        while (query := self.queue.get()) is not None:
+            taken = clock()
+            ident, index = query
+            if self.failure is None and time.monotonic() < self.stop_at:
+                begin = clock()
+                try:
+                    answer = call(*calls[index])
+                except Exception as error:  # whatever it is: LoadGen waits for ever for a query that is never answered
+                    self.failure = error
+                    answer = None
+                end = clock()
+                self.service_ns.append(end - begin)
+                if index in keep and len(self.answers) < 4 * CHECKED:
+                    self.answers.append((index, np.copy(answer) if isinstance(answer, np.ndarray) else answer))
+                complete([response(ident, 0, 0)])
+                self.harness_ns.append(begin - taken + clock() - end)
+            else:
+                self.gave_up = True
+                complete([response(ident, 0, 0)])
+
+    def _pin(self, place: int) -> None:
+        if self.cores:
+            os.sched_setaffinity(0, self.cores[place])
+
+
+def _cores(servers: int) -> tuple[tuple[int, ...], ...]:
+    """Cores of the generator and of each server: one each while there are enough; servers share what the generator leaves otherwise, and
+    nothing is pinned on a single core."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if len(allowed) < 2:
+        return ()
+    rest = allowed[1:]
+    return ((allowed[0],), *((rest[i],) if servers <= len(rest) else tuple(rest) for i in range(servers)))
+
+
+def _loadgen() -> ModuleType:
+    try:
+        import mlperf_loadgen
+    except ImportError:
+        raise MeasureError("load is measured with MLCommons LoadGen, which is not installed: pip install mlcommons-loadgen") from None
+    return mlperf_loadgen
+
+
+def _summary(path: Path) -> dict:
+    """What LoadGen logged in the end: key -> value of its detail log."""
+    found = {}
+    for line in path.read_text().splitlines():
+        if line.startswith(":::MLLOG "):
+            entry = json.loads(line.removeprefix(":::MLLOG "))
+            found[entry["key"]] = entry["value"]
+    return found
+
+
+_SAMPLE = re.compile(
+    rb'"name":"Sample","cat":"default","ph":"b","pid":\d+,"id":\d+,"ts":(-?[\d.]+),'
+    rb'"args":\{"sample_seq":(\d+),"query_seq":\d+,"sample_idx":\d+,"issue_start_ns":(\d+),"complete_ns":(\d+)'
+)
+
+
+def _samples(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each query in the order of arrival, in us: when it was meant to start, how much later LoadGen issued it, its latency."""
+    rows = [tuple(map(float, match)) for match in _SAMPLE.findall(path.read_bytes())]
+    if not rows:
+        raise MeasureError("LoadGen left no trace of any query: the run was too short for a single one. Run longer or at more load")
+    table = np.array(sorted(rows, key=lambda row: row[1]))
+    return table[:, 0], table[:, 2] / 1000, table[:, 3] / 1000
+
+
+def _lateness(issued_ns: list[int], scheduled_us: np.ndarray, delay_us: np.ndarray) -> np.ndarray:
+    """How late each query reached our queue. LoadGen's own delay ends before it has Python's lock; our clock reads after. The offset of the
+    two clocks is the smallest difference seen: some query waited for nothing."""
+    ours = np.asarray(issued_ns[: len(scheduled_us)]) / 1000 - scheduled_us
+    return ours - (ours - delay_us).min()
+
+
+def _rank(values: np.ndarray, q: float) -> float:
+    return float(np.percentile(values, q, method="inverted_cdf")) if len(values) else float("nan")
+
+
+def _same(answer: object, truth: object, tolerance: float) -> bool:
+    if isinstance(truth, dict):
+        return isinstance(answer, dict) and all(_same(answer.get(name), value, tolerance) for name, value in truth.items())
+    a, b = np.asarray(answer), np.asarray(truth)
+    return a.shape == b.shape and bool(np.all(np.abs(a.astype(np.float64) - b) <= tolerance))
+
+
+def _reason(result: LoadResult) -> str:
+    """Why a run does not show that the objective is met; "" when it does. The faults of the measurement come first."""
+    if result.wrong:
+        return f"{result.wrong} of {result.checked} answers checked during the run were wrong; nothing else it says counts"
+    if result.overloaded:
+        return f"overloaded: {result.qps:,.0f} queries per second were offered and about {result.achieved_qps:,.0f} could be served"
+    if result.late_p99_us > LATE * result.slo_us:
+        return (
+            f"the load generator itself was late: its p99 delay was {result.late_p99_us:,.0f} us, against an objective of "
+            f"{result.slo_us:,.0f} us. Give it a core of its own, or lower the load"
+        )
+    if result.p99_us > result.slo_us:
+        return f"p99 was {result.p99_us:,.0f} us at {result.qps:,.0f} queries per second; {result.slo_us:,.0f} us are allowed"
+    if not result.early_stopping:
+        return (
+            f"{result.queries:,} queries are too few to claim a p99 so near {result.slo_us:,.0f} us with 99 % confidence (LoadGen's "
+            f"early-stopping rule; {calls_needed(99)} without a miss are the least). Run longer"
+        )
+    return ""
+
+
+def _service_times(call: Scoring, traffic: Traffic, seconds: float) -> np.ndarray:
+    """(calls,) microseconds, one after another."""
+    times, end, i = [], time.monotonic() + seconds, 0
+    while time.monotonic() < end or i < 8:
+        request, candidates = traffic[i % len(traffic)]
+        begin = time.perf_counter_ns()
+        call(request, candidates)
+        times.append(time.perf_counter_ns() - begin)
+        i += 1
+    return np.asarray(times[len(times) // 10 :]) / 1000
