@@ -1,8 +1,8 @@
 """A Recipe: the steps that change a Graph, and the backend that builds it. One point of the search, as data.
 
 The named recipes share one order: exact clean-up, then what must pass the accuracy gate, then request factoring. Factoring comes last
-because an int8 linear over `concat(request, candidate)` splits exactly in integers: so a recipe and the same recipe `without(FactorRequest)`
-give the same int8 arithmetic, and a backend that gains nothing from factoring can be given the shorter one.
+because an int8 linear over `concat(request, candidate)` splits exactly in integers: so a recipe and the same recipe
+`without(FactorRequest)` give the same int8 bits, and a backend that gains nothing from factoring can be given the shorter one.
 """
 
 from __future__ import annotations
@@ -176,9 +176,8 @@ def apply(graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | 
         try:
             graph = verify(_function(type(step))(graph, *rows, **_fields(step)))
         except GraphError as error:
-            raise RecipeError(
-                f"step {name} of recipe {recipe.name or describe(recipe)!r} left a graph that does not hold: {error}"
-            ) from error
+            told = recipe.name or describe(recipe)
+            raise RecipeError(f"step {name} of recipe {told!r} left a graph that does not hold: {error}") from error
     return graph
 
 

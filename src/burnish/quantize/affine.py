@@ -43,9 +43,10 @@ def rescale(acc: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
 def quantize_rows(weight: np.ndarray, limit: int = S8_MAX, row_max: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """float32 (N, K)[, the largest magnitude to represent (N,)] -> int8 (N, K) in [-limit, limit], float32 scale (N,).
 
-    Symmetric, one scale a row (an output channel of a linear, a row of a table). A row of zeros has scale 1.
+    Symmetric, one scale a row (an output channel of a linear, a row of a table). A row of zeros has scale 1; a scale is never denormal, so
+    hardware that flushes those to zero agrees.
     """
     top = np.abs(weight).max(axis=1) if row_max is None else row_max
-    scale = np.where(top > 0, top / limit, 1.0).astype(np.float32)
+    scale = np.where(top > 0, np.maximum(top / limit, np.finfo(np.float32).tiny), 1.0).astype(np.float32)
     q = np.rint(weight / scale[:, None])
     return np.clip(q, -limit, limit).astype(np.int8), scale

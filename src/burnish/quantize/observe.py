@@ -1,6 +1,6 @@
-"""What calibration rows show of the values that linears read: extremes and moments of each channel over all rows, and a sample of rows.
+"""What calibration rows show of the values that linears read: extremes of each channel over all rows, and a sample of the rows.
 
-A value is (rows, ..., K): all axes but the last are vectors of K channels. Memory is bounded whatever the number of rows: a few numbers a
+A value is (rows, ..., K): all axes but the last are vectors of K channels. Memory is bounded whatever the number of rows: two numbers a
 channel, and a sample of at most SAMPLE_BYTES.
 """
 
@@ -22,39 +22,26 @@ LEAST_ROWS = 16  # fewer say nothing of a range; a few thousand are good
 
 
 class Observer:
-    """Extremes, sum and sum of squares of each channel (K,), and an evenly spread sample (at most SAMPLE, K) of the vectors seen."""
+    """Extremes of each channel (K,), and `sample`: evenly spread vectors (at most SAMPLE, K) of those seen."""
 
     def __init__(self, channels: int) -> None:
         self.count = 0
         self.low = np.full(channels, np.inf, np.float32)
         self.high = np.full(channels, -np.inf, np.float32)
-        self.total = np.zeros(channels)
-        self.squares = np.zeros(channels)
         self._keep = max(64, min(SAMPLE, SAMPLE_BYTES // (4 * channels)))
         self._stride = 1  # every stride-th vector seen is in the sample; doubles when the sample is full
-        self._sample = np.empty((0, channels), np.float32)
+        self.sample = np.empty((0, channels), np.float32)
 
     def see(self, value: np.ndarray) -> None:
         """Take in (..., K) finite float32 values."""
         vectors = value.reshape(-1, value.shape[-1])
         np.minimum(self.low, vectors.min(axis=0), out=self.low)
         np.maximum(self.high, vectors.max(axis=0), out=self.high)
-        self.total += vectors.sum(axis=0, dtype=np.float64)
-        self.squares += np.einsum("nk,nk->k", vectors, vectors)
-        self._sample = np.concatenate([self._sample, vectors[-self.count % self._stride :: self._stride]])
+        self.sample = np.concatenate([self.sample, vectors[-self.count % self._stride :: self._stride]])
         self.count += len(vectors)
-        while len(self._sample) > self._keep:
-            self._sample = self._sample[::2]
+        while len(self.sample) > self._keep:
+            self.sample = self.sample[::2]
             self._stride *= 2
-
-    @property
-    def sample(self) -> np.ndarray:
-        return self._sample
-
-    @property
-    def mean_square(self) -> np.ndarray:
-        """(K,) mean of the squares, float64."""
-        return self.squares / max(self.count, 1)
 
 
 def observe(graph: Graph, values: Sequence[Node], rows: Mapping[str, np.ndarray]) -> dict[Node, Observer]:

@@ -1,0 +1,83 @@
+"""Observers see every row, remember a bounded sample, and name rows they cannot use."""
+
+import numpy as np
+import pytest
+
+from burnish.errors import InputError, RecipeError
+from burnish.graph.node import Graph, Node, input_node
+from burnish.graph.ops import Op
+from burnish.inputs import Input
+from burnish.quantize import observe as module
+from burnish.quantize.observe import Observer, observe
+
+rng = np.random.default_rng(0)
+
+
+def test_an_observer_fed_in_pieces_knows_what_one_fed_at_once_knows():
+    values = rng.normal(size=(10_007, 5)).astype(np.float32)
+    whole, pieces = Observer(5), Observer(5)
+    whole.see(values)
+    for piece in np.array_split(values, 13):
+        pieces.see(piece)
+    for one in (whole, pieces):
+        assert one.count == 10_007
+        assert (one.low == values.min(axis=0)).all() and (one.high == values.max(axis=0)).all()
+        assert (one.sample == values[::4]).all()  # 10,007 vectors, at most 4,096 kept: every fourth
+
+
+def test_the_sample_of_a_wide_value_is_bounded_in_bytes():
+    observer = Observer(20_000)
+    for _ in range(3):
+        observer.see(np.ones((200, 20_000), np.float32))
+    assert 64 <= len(observer.sample) <= module.SAMPLE_BYTES // (4 * 20_000)
+
+
+def test_vectors_behind_the_rows_are_observed_by_their_last_axis():
+    observer = Observer(2)
+    observer.see(np.arange(12, dtype=np.float32).reshape(2, 3, 2))
+    assert observer.count == 6 and observer.high.tolist() == [10, 11]
+
+
+def _graph() -> tuple[Graph, Node]:
+    x = Input("x", "float32", (3,))
+    node = Node(Op.LOG, (input_node(x),))
+    return Graph([x], {"y": node}), node
+
+
+def test_observe_taps_a_value_inside_the_graph_over_all_batches():
+    graph, node = _graph()
+    x = rng.uniform(1, 2, (2 * module.BATCH + 5, 3)).astype(np.float32)
+    seen = observe(graph, [node], {"x": x})[node]
+    assert seen.count == len(x) and (seen.high == np.log(x).max(axis=0)).all()
+
+
+def test_too_few_rows_are_refused():
+    graph, node = _graph()
+    with pytest.raises(
+        RecipeError, match=r"5 calibration rows are too few to know the range of a value; 16 are the least\. Give a few thousand"
+    ):
+        observe(graph, [node], {"x": np.ones((5, 3), np.float32)})
+
+
+def test_a_row_that_is_not_finite_is_named_with_its_input():
+    graph, node = _graph()
+    x = np.ones((3000, 3), np.float32)
+    x[2500, 1] = np.nan
+    with pytest.raises(InputError, match=r"calibration row 2500 of input 'x' holds NaN or an infinity\. Remove such rows, or fill them"):
+        observe(graph, [node], {"x": x})
+
+
+def test_a_value_that_turns_infinite_inside_the_model_is_told_from_a_bad_input():
+    graph, node = _graph()
+    x = np.ones((20, 3), np.float32)
+    x[7] = 0
+    with pytest.raises(
+        InputError, match=r"calibration row 7 makes LOG\[3\] float32 candidate NaN or infinite, though its inputs are finite"
+    ):
+        observe(graph, [node], {"x": x})
+
+
+def test_rows_that_do_not_fit_the_inputs_are_refused():
+    graph, node = _graph()
+    with pytest.raises(InputError, match=r"the rows lack input 'x'"):
+        observe(graph, [node], {})
