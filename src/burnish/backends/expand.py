@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -10,44 +11,43 @@ from burnish.inputs import Half, Input
 
 
 class Expand:
-    """One buffer an input, grown when a request has more candidates than any before, so that most calls allocate nothing.
-
-    Not for several threads at once: the buffers are written anew in each call.
-    """
+    """Writes request values and candidates into one array an input. Its own buffers are reused: not for two threads at once."""
 
     def __init__(self, inputs: tuple[Input, ...]) -> None:
-        self._inputs = [(spec.name, spec.halves) for spec in inputs]
         self._specs = inputs
+        self._parts = {spec.name: [(half.side, _place(half)) for half in spec.halves] for spec in inputs}
         self._buffers: dict[str, np.ndarray] = {}
         self._room = 0
 
     def __call__(self, request: Mapping[str, np.ndarray], candidates: Mapping[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
         """request: half name -> (*half shape), candidates: half name -> (n, *half shape); input name -> (n, *shape), C-contiguous.
 
-        The arrays are valid until the next call.
+        An array that needs no writing is passed on; the others are valid until the next call.
         """
         if n > self._room:
-            self._grow(n)
+            self._room = max(n, 2 * self._room)
+            self._buffers = {spec.name: np.empty((self._room, *spec.shape), spec.dtype) for spec in self._specs}
         table = {}
-        for name, halves in self._inputs:
-            if len(halves) == 1 and halves[0].side == "candidate":
+        for name, parts in self._parts.items():
+            if len(parts) == 1 and parts[0][0] == "candidate":
                 table[name] = candidates[name]
-                continue
-            whole = self._buffers[name][:n]
-            for half in halves:
-                _put(whole, half, request[name] if half.side == "request" else candidates[name])
-            table[name] = whole
+            else:
+                table[name] = self._buffers[name][:n]
+                for side, place in parts:
+                    table[name][place] = request[name] if side == "request" else candidates[name]
         return table
 
-    def _grow(self, n: int) -> None:
-        self._room = max(n, 2 * self._room)
-        self._buffers = {spec.name: np.empty((self._room, *spec.shape), spec.dtype) for spec in self._specs}
+    def into(self, table: Mapping[str, np.ndarray], request: Mapping[str, np.ndarray], candidates: Mapping[str, np.ndarray]) -> None:
+        """The same, written into the caller's arrays (n, *shape)."""
+        for name, parts in self._parts.items():
+            for side, place in parts:
+                table[name][place] = request[name] if side == "request" else candidates[name]
 
 
-def _put(whole: np.ndarray, half: Half, values: np.ndarray) -> None:
-    if half.columns is None:
-        whole[...] = values
-    elif half.columns[-1] - half.columns[0] == len(half.columns) - 1:  # neighbours: a slice is many times faster than an index
-        whole[:, half.columns[0] : half.columns[-1] + 1] = values
-    else:
-        whole[:, half.columns] = values
+def _place(half: Half) -> Any:
+    """Where a half's columns lie in (n, *shape), as an index: neighbours as a slice, which is many times faster than an array."""
+    columns = half.columns
+    if columns is None:
+        return Ellipsis
+    first, last = columns[0], columns[-1]
+    return (slice(None), slice(first, last + 1) if last - first == len(columns) - 1 else np.array(columns, np.intp))

@@ -61,7 +61,13 @@ class OnnxRuntimeEngine:
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3  # warnings about folding are not the user's
-        self._session: Any = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        self._session: Any = ort.InferenceSession(
+            str(model),
+            options,
+            providers=["CPUExecutionProvider"],
+            # it joins MatMul and Add to a Gemm before the int8 fusions look, and they know MatMul only; float linears are Gemm already
+            disabled_optimizers=["MatMulAddFusion"],
+        )
         self._outputs = outputs
         self._wanted = [f"output:{name}" for name in outputs]
         self._expand = Expand(inputs)

@@ -17,6 +17,7 @@ from burnish.host import Host
 from burnish.inputs import Input
 
 DIRECTORY = "program/openvino"
+KEPT = 32  # different numbers of rows whose input tensors are kept
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
@@ -68,22 +69,40 @@ class OpenVinoEngine:
                 "INFERENCE_PRECISION_HINT": facts["precision"],
             },
         )
-        self._tensor = ov.Tensor
         self.compiled = compiled
         self._call = compiled.create_infer_request()
-        self._inputs = [spec.name for spec in inputs]
         self._outputs = facts["outputs"]
         self._expand = Expand(inputs)
+        self._new = lambda n: {spec.name: ov.Tensor(ov.Type(np.dtype(spec.dtype)), [n, *spec.shape]) for spec in inputs}
+        self._tensors: dict[int, dict[str, Any]] = {}  # by rows; binding a tensor costs more than copying some kilobytes into it
+        self._views: dict[str, np.ndarray] = {}
+        self._bound = 0
 
     def rows(self, table: Arrays, n: int) -> dict[str, np.ndarray]:
-        call = self._call
-        for name in self._inputs:
-            call.set_tensor(name, self._tensor(table[name], shared_memory=True))
-        call.infer()
-        return {name: call.get_tensor(f"output:{name}").data.copy() for name in self._outputs}
+        for name, view in self._bind(n).items():
+            view[...] = table[name]
+        return self._run()
 
     def request(self, request: Arrays, candidates: Arrays, n: int) -> dict[str, np.ndarray]:
-        return self.rows(self._expand(request, candidates, n), n)
+        self._expand.into(self._bind(n), request, candidates)
+        return self._run()
 
     def close(self) -> None:
         self._call = self.compiled = None
+
+    def _bind(self, n: int) -> dict[str, np.ndarray]:
+        """The input tensors for n rows, as arrays to write to."""
+        if n != self._bound:
+            if n not in self._tensors:
+                if len(self._tensors) == KEPT:
+                    del self._tensors[next(iter(self._tensors))]
+                self._tensors[n] = self._new(n)
+            for name, tensor in self._tensors[n].items():
+                self._call.set_tensor(name, tensor)
+            self._views = {name: tensor.data for name, tensor in self._tensors[n].items()}
+            self._bound = n
+        return self._views
+
+    def _run(self) -> dict[str, np.ndarray]:
+        self._call.infer()
+        return {name: self._call.get_tensor(f"output:{name}").data.copy() for name in self._outputs}

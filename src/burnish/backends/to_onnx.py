@@ -8,7 +8,8 @@ What is not said in ONNX's own words:
   precision hint, and a backend without one refuses it;
 - tables stay as narrow as they are: rows are gathered first and widened after;
 - QLINEAR's scale is the product of both operands' scales; the activation's part is 1 / multiplier where one multiplier stands for
-  all of a linear's channels, and 1, with an explicit Mul before, where there are several.
+  all of a linear's channels, and 1, with an explicit Mul before, where there are several;
+- that Mul is taken into the int8 linear before it where only a relu lies between, since relu(y) * m = relu(y * m) for m > 0.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from onnx import TensorProto, helper
 
 from burnish.errors import BuildError
 from burnish.graph.interpret import constant
-from burnish.graph.node import Graph, Node, input_node
+from burnish.graph.node import Graph, Node, input_node, weight
 from burnish.graph.ops import Op
+from burnish.graph.rewrite import Rule, rewrite
 
 OPSET, IR_VERSION = 21, 10
 ROWS = "rows"
@@ -49,7 +51,7 @@ def to_onnx(graph: Graph, path: Path) -> tuple[Path, ...]:
     """Write `graph` to `path` and its large constants to a .bin beside it; the files written. BuildError names an op ONNX lacks."""
     beside = path.with_suffix(".bin")
     with beside.open("wb") as data:
-        model = _Writer(graph, data, beside.name).model()
+        model = _Writer(rewrite(graph, (_take_in_multiplier(graph),)), data, beside.name).model()
     path.write_bytes(model.SerializeToString())
     if beside.stat().st_size:
         return path, beside
@@ -173,6 +175,30 @@ class _Writer:
 def held(node: Node) -> str:
     """The dtype of a node's ONNX value: bfloat16 and float16 values are float32 that hold representable numbers only."""
     return "float32" if node.dtype in ("bfloat16", "float16") else node.dtype
+
+
+def _take_in_multiplier(graph: Graph) -> Rule:
+    """The rule for this graph: a multiplier of several values moves into a QLINEAR whose value is read by nothing else."""
+    users = graph.users()
+    outputs = {node for _, node in graph.outputs}
+
+    def alone(node: Node) -> bool:
+        return len(users.get(node, ())) == 1 and node not in outputs
+
+    def rule(node: Node) -> Node | None:
+        """quantize(relu(qlinear(x, w, scale, bias)), m)  ->  quantize(relu(qlinear(x, w, scale * m, bias * m)), 1)"""
+        match node:
+            case Node(Op.QUANTIZE, (Node(Op.RELU, (Node(Op.QLINEAR) as linear,)) as relu, m)) if alone(relu) and alone(linear):
+                factor = constant(m)
+                if factor.ndim != 1 or np.all(factor == factor[0]):
+                    return None
+                x, w, scale, bias, *init = linear.inputs
+                parts = [weight(f"{part.op.name}*m", constant(part) * factor) for part in (scale, bias)]
+                scaled = relu.with_inputs((linear.with_inputs((x, w, *parts, *init)),))
+                return node.with_inputs((scaled, weight("1", np.float32(1))))
+        return None
+
+    return rule
 
 
 def _activation_scales(graph: Graph) -> dict[Node, np.float32]:
