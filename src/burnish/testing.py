@@ -174,7 +174,9 @@ def deepfm(
     return Graph(specs, {"score": sigmoid(Node(Op.ADD, (logit, reshape(mlp(x, (*deep, 1), w, last=True)))))})
 
 
-def din(history: int = 20, width: int = 16, cardinality: int = 1000, hidden: int = 36, deep: Sequence[int] = (128, 64), *, seed: int = 0) -> Graph:
+def din(
+    history: int = 20, width: int = 16, cardinality: int = 1000, hidden: int = 36, deep: Sequence[int] = (128, 64), *, seed: int = 0
+) -> Graph:
     """DIN (Zhou et al. 2018): attention of a candidate over the request's history, id 0 being no item; then a deep net."""
     w = Weights(seed)
     specs = (

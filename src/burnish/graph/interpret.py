@@ -13,7 +13,7 @@ import numpy as np
 
 from burnish.errors import GraphError
 from burnish.graph.node import Graph, Node
-from burnish.graph.ops import Op
+from burnish.graph.ops import Op, promote
 from burnish.graph.weights import from_bfloat16, to_bfloat16, unpack_int4
 from burnish.inputs import Half
 from burnish.quantize import affine
@@ -47,18 +47,18 @@ def evaluate(node: Node, operands: Arrays) -> np.ndarray:
     if node.op not in EVALUATE:
         raise GraphError(f"the interpreter has no {node.op.name}. Add it to graph/interpret.py (docs/adding_an_op.md)")
     with np.errstate(all="ignore"):
-        return EVALUATE[node.op](node, operands)
+        return round_to(EVALUATE[node.op](node, operands), node.dtype)
 
 
 def _run(graph: Graph, read: Callable[[Half], np.ndarray], n: int) -> dict[str, np.ndarray]:
     last = {operand: i for i, node in enumerate(graph.order) for operand in node.inputs}
     keep = {node for _, node in graph.outputs}
-    tables = {node.inputs[0] for node in graph.order if node.op in (Op.LOOKUP, Op.BAG)}
+    skipped = read_by_row(graph)
     values: dict[Node, np.ndarray] = {}
     for i, node in enumerate(graph.order):
         if node.op is Op.INPUT:
             values[node] = read(node["half"])
-        elif node not in tables:  # tables are read by row, so a packed one is never widened whole
+        elif node not in skipped:
             values[node] = evaluate(node, tuple(values.get(v, _UNREAD) for v in node.inputs))
         for operand in node.inputs:
             if last[operand] == i and operand not in keep:
@@ -75,14 +75,23 @@ def _run(graph: Graph, read: Callable[[Half], np.ndarray], n: int) -> dict[str, 
 _UNREAD = np.empty(0)
 
 
+def read_by_row(graph: Graph) -> set[Node]:
+    """What only lookups need: tables and what widens them. They are read by row, so that no packed table is ever widened whole."""
+    needed = {node for _, node in graph.outputs}
+    for node in reversed(graph.order):
+        if node in needed:
+            needed.update(node.inputs[1:] if node.op in (Op.LOOKUP, Op.BAG) else node.inputs)
+    return set(graph.order) - needed
+
+
 def table_rows(table: Node, ids: np.ndarray) -> np.ndarray:
     """Rows (*ids.shape, W) of a constant table: a WEIGHT, or DEQUANTIZE or CAST of one, of which only those rows are widened."""
     if table.op is Op.WEIGHT:
         return _weight_rows(table, ids)
     if table.op is Op.CAST and table.inputs[0].op is Op.WEIGHT:
-        return _weight_rows(table.inputs[0], ids)
-    if table.op is Op.DEQUANTIZE:
-        return _weight_rows(table.inputs[0], ids).astype(np.float32) * table.inputs[1]["weight"].array[ids]
+        return _to_dtype(_weight_rows(table.inputs[0], ids), table.dtype)
+    if table.op is Op.DEQUANTIZE and table.inputs[0].op is table.inputs[1].op is Op.WEIGHT:
+        return _weight_rows(table.inputs[0], ids).astype(np.float32) * _weight_rows(table.inputs[1], ids)
     return constant(table)[ids]
 
 
@@ -134,14 +143,12 @@ def round_to(x: np.ndarray, dtype: str) -> np.ndarray:
     return x.astype(np.float16).astype(np.float32) if dtype == "float16" else x
 
 
-def _cast(node: Node, x: Arrays) -> np.ndarray:
-    dtype = node["dtype"]
-    return round_to(x[0].astype(np.float32), dtype) if dtype in ("bfloat16", "float16") else x[0].astype(dtype)
+def _to_dtype(x: np.ndarray, dtype: str) -> np.ndarray:
+    return round_to(x.astype(np.float32), dtype) if dtype in ("bfloat16", "float16") else x.astype(dtype, copy=False)
 
 
 def _erf(x: np.ndarray) -> np.ndarray:
-    flat = np.fromiter((math.erf(v) for v in x.ravel()), np.float64, x.size)
-    return flat.reshape(x.shape).astype(x.dtype)
+    return np.array(list(map(math.erf, x.ravel().tolist())), np.float64).reshape(x.shape)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -182,8 +189,8 @@ def _align_to(a: np.ndarray, value: Node, node: Node) -> np.ndarray:
 
 def _bag(node: Node, x: Arrays) -> np.ndarray:
     ids = x[1]
-    rows = table_rows(node.inputs[0], ids)  # (..., L, W)
     kept = np.ones(ids.shape, bool) if node["ignore"] is None else ids != node["ignore"]
+    rows = table_rows(node.inputs[0], np.where(kept, ids, 0))  # (..., L, W); an ignored id need not be one of the table's
     if len(x) > 2:
         rows = rows * x[2][..., None]
     if node["mode"] == "max":
@@ -260,7 +267,20 @@ def _transpose(node: Node, x: Arrays) -> np.ndarray:
 
 
 def _pointwise(fn: Callable[..., np.ndarray]) -> Callable[[Node, Arrays], np.ndarray]:
-    return lambda node, x: np.asarray(fn(*_align(node, x)))
+    """Operands are first widened to the dtype that Node inference promotes them to; numpy's own promotion is another."""
+
+    def run(node: Node, x: Arrays) -> np.ndarray:
+        dtype = promote(*(v.dtype for v in node.inputs))
+        dtype = "float32" if dtype in ("bfloat16", "float16") else dtype
+        y = np.asarray(fn(*(a.astype(dtype, copy=False) for a in _align(node, x))))
+        return _to_dtype(y, node.dtype)
+
+    return run
+
+
+def _where(node: Node, x: Arrays) -> np.ndarray:
+    condition, a, b = _align(node, x)
+    return _to_dtype(np.where(condition, a, b), node.dtype)
 
 
 _F = _pointwise
@@ -274,7 +294,7 @@ EVALUATE: dict[Op, Callable[[Node, Arrays], np.ndarray]] = {
     Op.DEQUANTIZE: lambda node, x: x[0].astype(np.float32) * x[1],
     Op.QLINEAR: _qlinear,
     Op.QDOT: _qdot,
-    Op.CAST: _cast,
+    Op.CAST: lambda node, x: _to_dtype(x[0], node["dtype"]),
     Op.NEG: _F(np.negative),
     Op.ABS: _F(np.abs),
     Op.SIGN: _F(np.sign),
@@ -309,7 +329,7 @@ EVALUATE: dict[Op, Callable[[Node, Arrays], np.ndarray]] = {
     Op.GE: _F(np.greater_equal),
     Op.AND: _F(np.logical_and),
     Op.OR: _F(np.logical_or),
-    Op.WHERE: _F(np.where),
+    Op.WHERE: _where,
     Op.SUM: _reduce(np.sum),
     Op.MEAN: _reduce(np.mean),
     Op.MAX: _reduce(np.max),
@@ -322,7 +342,7 @@ EVALUATE: dict[Op, Callable[[Node, Arrays], np.ndarray]] = {
     Op.SOFTMAX: lambda node, x: softmax(x[0], node["axis"] + _behind(node)),
     Op.LAYERNORM: _layernorm,
     Op.GRU: _gru,
-    Op.CONCAT: lambda node, x: np.concatenate(_same_rows(node, x), axis=node["axis"] + (node.side != "constant")),
+    Op.CONCAT: lambda node, x: _to_dtype(np.concatenate(_same_rows(node, x), node["axis"] + (node.side != "constant")), node.dtype),
     Op.SLICE: lambda node, x: x[0][(slice(None),) * (node["axis"] + _behind(node)) + (slice(node["start"], node["stop"]),)],
     Op.TAKE: lambda node, x: np.take(x[0], node["indices"], axis=node["axis"] + _behind(node)),
     Op.GATHER: _gather,
