@@ -16,7 +16,8 @@ from burnish.passes.tidy import tidy
 from burnish.quantize import affine, ptq
 from burnish.quantize.sensitivity import sensitivity
 
-NAIVE = {"ranges": "min-max", "migration": 0.0, "bias_correction": False}
+CHOICE = {"ranges": "min-max", "migration": 0.0, "bias_correction": False}
+NAIVE = {**CHOICE, "keep_poor": False}
 
 
 def linear(x: Node, outputs: int, rng: np.random.Generator, name: str = "w") -> Node:
@@ -120,7 +121,7 @@ def test_after_relu_the_zero_point_is_zero_and_all_of_the_range_is_used():
     x = Input("x", "float32", (8,))
     graph = Graph([x], {"y": linear(Node(Op.RELU, (input_node(x),)), 8, np.random.default_rng(0))})
     rows = np.random.default_rng(1).normal(size=(50, 8)).astype(np.float32)
-    (choice,) = ptq.choose(graph, {"x": rows}, **NAIVE)
+    (choice,) = ptq.choose(graph, {"x": rows}, **CHOICE)
     assert choice.scheme.zero_point == 0
     assert affine.quantize(np.maximum(rows, 0), choice.scheme.multiplier, 0).max() == 255
 
@@ -206,8 +207,24 @@ def test_the_guilty_layer_is_named_first():
     rng = np.random.default_rng(0)
     graph = mlp([32, 32, 32, 8], rng)
     x = {"x": (rng.normal(size=(1000, 32)) * np.where(np.arange(32) < 2, 50, 1)).astype(np.float32)}
-    naive = sensitivity(graph, x, **NAIVE)
+    naive = sensitivity(graph, x, **CHOICE)
     assert naive[0].name == "w0" and naive[0].score_db < naive[1].score_db - 5
     assert (naive[0].inputs, naive[0].outputs, naive[0].macs) == (32, 32, 1024)
     ours = {layer.name: layer for layer in sensitivity(graph, x)}
     assert ours["w0"].score_db > naive[0].score_db + 5 and ours["w0"].migration > 0
+
+
+def test_a_linear_that_would_spoil_the_scores_stays_float():
+    """Every row's output hangs on one small channel beside a huge one, and migration is forbidden."""
+    rng = np.random.default_rng(0)
+    graph = mlp([16, 16, 8], rng)
+    first = next(node for node in graph.order if node.op is Op.LINEAR)
+    w = first.inputs[1]["weight"].array.copy()
+    w[:, 0] = 0
+    spoiled = graph.map(lambda node, operands: weight("w0", w) if node is first.inputs[1] else node.with_inputs(operands))
+    x = rng.normal(size=(500, 16)).astype(np.float32)
+    x[:, 0] *= 500
+    kept = ptq.int8(spoiled, {"x": x}, **CHOICE)
+    assert [node.inputs[1]["weight"].name for node in kept.order if node.op is Op.LINEAR] == ["w0"]
+    assert all(node.op is not Op.LINEAR for node in ptq.int8(spoiled, {"x": x}, **NAIVE).order)
+    assert all(node.op is not Op.LINEAR for node in ptq.int8(spoiled, {"x": x}).order)  # what migration is for

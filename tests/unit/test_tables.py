@@ -53,7 +53,7 @@ def test_searching_a_rows_range_lessens_the_squared_error_of_int4():
     q, scale = affine.quantize_rows(table, tables.INT4_MAX)
     plain = ((q * scale[:, None] - table) ** 2).sum(axis=1)
     found = ((every_row(int4_tables(looked_up(table))) - table) ** 2).sum(axis=1)
-    assert (found <= plain * 1.0001).all() and found.sum() < 0.8 * plain.sum()
+    assert (found <= plain * 1.0001).all() and found.sum() < 0.95 * plain.sum()
 
 
 def test_bags_read_narrow_tables_too():

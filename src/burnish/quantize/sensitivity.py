@@ -8,9 +8,8 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from burnish.graph.interpret import interpret
 from burnish.graph.node import Graph
-from burnish.quantize.ptq import choose, quantized
+from burnish.quantize.ptq import choose, score_db
 
 
 class Layer(msgspec.Struct, frozen=True):
@@ -33,39 +32,20 @@ def sensitivity(
     migration: float | str = "auto",
     bias_correction: bool = True,
     narrowest: int = 8,
-    rows: int = 2048,
 ) -> tuple[Layer, ...]:
-    """Every linear that Int8 with these fields would quantize, the one that harms the model's outputs most first.
-
-    The outputs are judged on the first `rows` of the calibration rows; that takes one run of the model a linear.
-    """
+    """Every linear that Int8 with these fields would quantize, the one that harms the model's outputs most first."""
     choices = choose(graph, calibration, ranges, migration, bias_correction, narrowest)
-    few = {name: array[:rows] for name, array in calibration.items()}
-    exact = interpret(graph, few)
-    found = []
-    for choice in choices:
-        node = choice.linear.node
-        n, k = choice.linear.weight.shape
-        found.append(
-            Layer(
-                name=choice.linear.name,
-                inputs=k,
-                outputs=n,
-                macs=math.prod(node.shape[:-1]) * n * k,
-                ranges=choice.scheme.ranges,
-                migration=choice.scheme.migration,
-                output_db=choice.sqnr_db,
-                score_db=_decibels(exact, interpret(quantized(graph, [choice]), few)),
-            )
+    layers = [
+        Layer(
+            name=choice.linear.name,
+            inputs=choice.linear.weight.shape[1],
+            outputs=choice.linear.weight.shape[0],
+            macs=math.prod(choice.linear.node.shape[:-1]) * choice.linear.weight.size,
+            ranges=choice.scheme.ranges,
+            migration=choice.scheme.migration,
+            output_db=choice.sqnr_db,
+            score_db=db,
         )
-    return tuple(sorted(found, key=lambda layer: layer.score_db))
-
-
-def _decibels(exact: Mapping[str, np.ndarray], changed: Mapping[str, np.ndarray]) -> float:
-    """Signal to noise over all float outputs, each relative to its own variance; the worst of them."""
-    worst = math.inf
-    for name, y in exact.items():
-        noise = float(np.mean((changed[name].astype(np.float64) - y) ** 2))
-        if noise > 0:
-            worst = min(worst, 10 * math.log10(max(float(np.var(y)), 1e-30) / noise))
-    return worst
+        for choice, db in zip(choices, score_db(graph, choices, calibration))
+    ]
+    return tuple(sorted(layers, key=lambda layer: layer.score_db))
