@@ -93,13 +93,15 @@ def gate(
             sentence += ", and no number of rows settles a change that sits on the limit"
     if suspicious:
         sentence += ". So large a gain from a cheaper model is suspicious: check that rows, labels and scores belong together"
-    slice_ = worst_slice(quality)
-    if slice_ is not None and slice_.p_holm < 1 - quality.confidence:
-        sentence += (
-            f". Worst slice: {slice_.name} = {slice_.value} ({slice_.rows:,} rows), AUC change {_percent(slice_.auc.relative or 0.0)}, "
-            f"p = {slice_.p_holm:.2g} after Holm's correction for {len(quality.slices)} slices"
-        )
-    named = None if slice_ is None else f"{slice_.name} = {slice_.value}"
+    sliced = worst_slice(quality)
+    if sliced is not None and sliced.p_holm < 1 - quality.confidence:
+        lost = -(sliced.auc.delta if drop_type == "absolute" else sliced.auc.relative or 0.0)
+        if lost > max_drop:
+            sentence += (
+                f". Worst slice: {sliced.name} = {sliced.value} ({sliced.rows:,} rows) lost {show(lost)} of AUC, p = {sliced.p_holm:.2g} "
+                f"after Holm's correction for {len(quality.slices)} slices"
+            )
+    named = None if sliced is None else f"{sliced.name} = {sliced.value}"
     return Verdict(outcome, sentence, metric, drop, worst, max_drop, drop_type, half, needed, suspicious, named)
 
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -33,9 +34,13 @@ from burnish.measure.traffic import Traffic
 
 __all__ = ["LoadResult", "Peak", "Prediction", "highest_load", "peak", "server", "simulate"]
 
-LATE = 0.1  # the generator's p99 delay may be this share of the objective
+LATE = 0.1  # the generator's p99 delay may be this share of the objective ...
+LATE_US = 200  # ... and this much in any case: waking a thread takes so long, and it counts as latency, so it never flatters
 CHECKED = 64  # answers that are kept and compared
 SWITCH_SECONDS = 1e-4  # between threads that want Python's lock: the default of 5 ms would be the p99 of a fast ranker
+
+
+Cause = Literal["", "wrong answers", "overloaded", "late generator", "p99", "too few queries"]
 
 
 class LoadResult(msgspec.Struct, frozen=True):
@@ -52,7 +57,8 @@ class LoadResult(msgspec.Struct, frozen=True):
     queries: int
     seconds: float
     valid: bool  # the objective was met, and the run is one that can show it
-    reason: str  # why not, in a sentence; "" when valid
+    cause: Cause  # why not; "" when valid
+    reason: str  # the same in a sentence
     early_stopping: bool  # LoadGen's rule: enough queries for the p99 to hold with 99 % confidence
     late_p99_us: float  # the generator's own delay
     service_p50_us: float  # one call, without waiting
@@ -63,7 +69,6 @@ class LoadResult(msgspec.Struct, frozen=True):
     candidates: float  # mean of a call
     checked: int  # answers compared with what was expected
     wrong: int
-    overloaded: bool
     curve: tuple[tuple[float, float], ...]  # (percentile, us)
     cores: tuple[tuple[int, ...], ...]  # the generator's, then each server's; empty where not pinned
     host: Host
@@ -135,6 +140,7 @@ def server(
         queries=len(latency_us),
         seconds=float(span / 1e6),
         valid=False,
+        cause="",
         reason="",
         early_stopping=summary.get("early_stopping_met", False),
         late_p99_us=_rank(late_us, 99),
@@ -146,14 +152,15 @@ def server(
         candidates=float(np.diff(traffic.ends).mean()),
         checked=len(run.answers),
         wrong=wrong,
-        overloaded=run.gave_up,
         curve=tuple((q, _rank(latency_us, q)) for q in (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9) if len(latency_us) * (100 - q) >= 100),
         cores=run.cores,
         host=Host.here(),
         versions=versions(*PACKAGES, "mlcommons-loadgen"),
     )
-    reason = _reason(result)
-    return msgspec.structs.replace(result, valid=not reason, reason=reason)
+    # the last answer came long after the last arrival: the queue grew as long as there were arrivals
+    behind = span / (scheduled_us.max() - scheduled_us.min() + p99_us) > 1.1
+    cause, reason = _judge(result, run.gave_up or behind)
+    return msgspec.structs.replace(result, valid=not cause, cause=cause, reason=reason)
 
 
 def peak(
@@ -176,34 +183,38 @@ def peak(
     calls = list(call) if isinstance(call, Sequence) else [call] * (servers or 1)
     end = time.monotonic() + budget_seconds
     service_us = _service_times(calls[0], traffic, seconds / 3)
-    capacity = len(calls) * 1e6 / service_us.mean()
+    capacity = len(calls) * 1e6 / float(service_us.mean())
     tried: list[LoadResult] = []
 
-    def holds(qps: float, long: bool = False) -> bool:
-        least = 1.2 * calls_needed(99) / qps  # LoadGen's rule needs so many queries even without a miss
-        tried.append(server(calls, traffic, qps, max(confirm_seconds if long else seconds, least), p99_us, seed=seed + len(tried)))
+    def seconds_for(qps: float, wanted: float) -> float:
+        return max(wanted, 1.2 * calls_needed(99) / qps)  # LoadGen's rule needs so many queries even without a miss
+
+    def holds(qps: float, wanted: float) -> bool:
+        for _ in range(2):  # a late generator says nothing about the load: once more
+            tried.append(server(calls, traffic, qps, seconds_for(qps, wanted), p99_us, seed=seed + len(tried)))
+            if tried[-1].cause != "late generator":
+                break
         return tried[-1].valid
 
-    low, high = 0.0, capacity
-    guess = min(max(highest_load(service_us, p99_us, len(calls), seed), capacity / 20), 0.95 * capacity)
-    while high - low > precision * high and end - time.monotonic() > confirm_seconds + seconds:
-        if holds(guess):
-            low = guess
+    expected = highest_load(service_us, p99_us, len(calls), seed)
+    if expected == 0:
+        told = f"a call alone, without any waiting, has p99 {np.percentile(service_us, 99):,.0f} us; {p99_us:,.0f} us are allowed"
+        return Peak(0.0, None, (), f"no load keeps p99: {told}")
+    low, high, load = 0.0, capacity, min(expected, 0.95 * capacity)
+    while high - low > precision * high and end - time.monotonic() > seconds_for(load, seconds) + seconds_for(load, confirm_seconds):
+        if holds(load, seconds):
+            low = load
         else:
-            high = guess
-        if high < capacity / 100:
-            break
-        # near the first guess small steps, until both ends are known
-        guess = min(low * 1.1, (low + high) / 2) if high == capacity else (low + high) / 2 if low else high * 0.8
-    while low:
-        if holds(low, long=True):
+            high = load
+        # small steps around what the simulation expects, until both ends are known
+        load = (low + high) / 2 if low and high < capacity else min(low * 1.1, (low + capacity) / 2) if low else 0.8 * high
+    while low and end - time.monotonic() > 0:
+        if holds(low, confirm_seconds):
             best = tried[-1]
             told = f"{low:,.0f} queries per second keep p99 at {best.p99_us:,.0f} us, within {p99_us:,.0f} us ({best.queries:,} queries)"
             return Peak(low, best, tuple(tried), told)
         low *= 1 - precision
-        if end - time.monotonic() < confirm_seconds:
-            break
-    last = tried[-1].reason if tried else f"{budget_seconds:.0f} s were too short for a run"
+    last = tried[-1].reason if tried else f"{budget_seconds:.0f} s are too short for one run"
     return Peak(0.0, None, tuple(tried), f"no load was found that keeps p99 within {p99_us:,.0f} us; the last run: {last}")
 
 
@@ -366,25 +377,26 @@ def _same(answer: object, truth: object, tolerance: float) -> bool:
     return a.shape == b.shape and bool(np.all(np.abs(a.astype(np.float64) - b) <= tolerance))
 
 
-def _reason(result: LoadResult) -> str:
-    """Why a run does not show that the objective is met; "" when it does. The faults of the measurement come first."""
+def _judge(result: LoadResult, overloaded: bool) -> tuple[Cause, str]:
+    """Why a run does not show that the objective is met, and the sentence; empty when it does. Faults of the measurement come first."""
     if result.wrong:
-        return f"{result.wrong} of {result.checked} answers checked during the run were wrong; nothing else it says counts"
-    if result.overloaded:
-        return f"overloaded: {result.qps:,.0f} queries per second were offered and about {result.achieved_qps:,.0f} could be served"
-    if result.late_p99_us > LATE * result.slo_us:
-        return (
+        return "wrong answers", f"{result.wrong} of {result.checked} answers checked during the run were wrong; nothing else it says counts"
+    if overloaded:
+        told = f"overloaded: {result.qps:,.0f} queries per second were offered and about {result.achieved_qps:,.0f} could be served"
+        return "overloaded", told
+    if result.late_p99_us > max(LATE * result.slo_us, LATE_US):
+        return "late generator", (
             f"the load generator itself was late: its p99 delay was {result.late_p99_us:,.0f} us, against an objective of "
             f"{result.slo_us:,.0f} us. Give it a core of its own, or lower the load"
         )
     if result.p99_us > result.slo_us:
-        return f"p99 was {result.p99_us:,.0f} us at {result.qps:,.0f} queries per second; {result.slo_us:,.0f} us are allowed"
+        return "p99", f"p99 was {result.p99_us:,.0f} us at {result.qps:,.0f} queries per second; {result.slo_us:,.0f} us are allowed"
     if not result.early_stopping:
-        return (
+        return "too few queries", (
             f"{result.queries:,} queries are too few to claim a p99 so near {result.slo_us:,.0f} us with 99 % confidence (LoadGen's "
             f"early-stopping rule; {calls_needed(99)} without a miss are the least). Run longer"
         )
-    return ""
+    return "", ""
 
 
 def _service_times(call: Scoring, traffic: Traffic, seconds: float) -> np.ndarray:

@@ -9,18 +9,16 @@ extension of it to clusters. A bootstrap over requests gives the same intervals 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import msgspec
 import numpy as np
 
 from burnish.errors import MeasureError
-from burnish.measure import ranking
+from burnish.measure import estimate, ranking
+from burnish.measure.estimate import Estimate, Scale
 from burnish.measure.gate import Verdict, gate
 
 __all__ = ["Delta", "Quality", "Slice", "Verdict", "compare", "gate"]
-
-Scale = Literal["probability", "logit"]
 
 TOP_K = 10
 SLICE_VALUES = 50  # of one slice column, the most frequent ones; testing thousands of values would hide every one of them behind Holm
@@ -80,15 +78,6 @@ class Quality(msgspec.Struct, frozen=True):
 PER_REQUEST = ("gauc", "ndcg", "topk_overlap", "kendall_tau")
 
 
-class _Pair(msgspec.Struct, frozen=True):
-    """A metric of both models, and the influence of each row (or request) on each: the metric's first-order change by that row."""
-
-    original: float
-    value: float
-    original_influence: np.ndarray
-    influence: np.ndarray
-
-
 def compare(
     labels: np.ndarray,
     original: np.ndarray,
@@ -122,19 +111,27 @@ def compare(
 
     metrics: dict[str, Delta] = {}
     everything = np.zeros(n, np.int64)
-    auc = _auc(labels, original, scores, everything)
-    by_rows = _delta(auc, confidence, None, n, "DeLong over rows", strata=labels)
+    before, after = (estimate.auc(labels, ranking.placements(labels, s, everything)) for s in (original, scores))
+    by_rows = _delta((before, after), confidence, None, n, "DeLong over rows", strata=labels)
     if codes is None:
         metrics["auc"] = by_rows
     else:
-        metrics["auc"] = _delta(auc, confidence, codes, units, "DeLong clustered by request")
+        metrics["auc"] = _delta((before, after), confidence, codes, units, "DeLong clustered by request")
         metrics["auc_by_rows"] = by_rows
     how = "delta method over rows" if codes is None else "delta method clustered by request"
-    for name, pair in _probability_metrics(labels, original, scores, scale).items():
-        metrics[name] = _delta(pair, confidence, codes, units, how)
+    of_original, of_scores = (estimate.probability_metrics(labels, s, scale) for s in (original, scores))
+    for name in of_original:
+        metrics[name] = _delta((of_original[name], of_scores[name]), confidence, codes, units, how)
     if codes is not None:
-        for name, pair in _request_metrics(labels, original, scores, codes, units, k, notes).items():
-            metrics[name] = _delta(pair, confidence, None, len(pair.influence), "requests")
+        for name, (first, second, weight, needs) in estimate.per_request(labels, original, scores, codes, units, k).items():
+            usable = np.isfinite(first) & np.isfinite(second)
+            if usable.sum() < 2:
+                notes.append(f"{name} is not measured: fewer than 2 of {units:,} requests have {needs}")
+                continue
+            if not usable.all():
+                notes.append(f"{name} is over the {int(usable.sum()):,} of {units:,} requests that have {needs}")
+            before, after = (estimate.mean(each[usable], weight[usable]) for each in (first, second))
+            metrics[name] = _delta((before, after), confidence, None, int(usable.sum()), "over requests")
     told = _slices(labels, original, scores, slices or {}, codes, confidence, notes)
     return Quality(metrics, n, int(labels.sum()), None if codes is None else units, confidence, scale, k, told, tuple(notes))
 
@@ -182,74 +179,6 @@ def _codes(values: np.ndarray, n: int, name: str) -> tuple[np.ndarray, int]:
     return codes.astype(np.int64), len(found)
 
 
-def _auc(labels: np.ndarray, original: np.ndarray, scores: np.ndarray, everything: np.ndarray) -> _Pair:
-    positive = labels > 0
-    value, influence = [], []
-    for s in (original, scores):
-        placed = ranking.placements(labels, s, everything)
-        auc = float(placed[positive].mean())
-        value.append(auc)
-        influence.append((placed - auc) / np.where(positive, positive.sum(), len(labels) - positive.sum()))
-    return _Pair(*value, *influence)
-
-
-def _probability_metrics(labels: np.ndarray, original: np.ndarray, scores: np.ndarray, scale: Scale) -> dict[str, _Pair]:
-    """Log-loss; normalized entropy, log-loss over the entropy of the label rate (He et al. 2014); calibration, mean prediction over label
-    rate. Probabilities are cut off at 1e-7 from 0 and 1, the resolution of float32."""
-    n, rate = len(labels), labels.mean()
-    entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
-    slope = np.log1p(-rate) - np.log(rate)  # of the entropy by the rate
-    found: dict[str, list[float | np.ndarray]] = {name: [] for name in ("log_loss", "normalized_entropy", "calibration")}
-    influences: dict[str, list[np.ndarray]] = {name: [] for name in found}
-    for s in (original, scores):
-        s = s.astype(np.float64)
-        if scale == "logit":
-            each = np.logaddexp(0, np.where(labels > 0, -s, s))
-            p = np.exp(-np.logaddexp(0, -s))
-        else:
-            p = np.clip(s, 1e-7, 1 - 1e-7)
-            each = -np.log(np.where(labels > 0, p, 1 - p))
-        loss = each.mean()
-        ratio = p.mean() / rate
-        found["log_loss"].append(float(loss))
-        influences["log_loss"].append((each - loss) / n)
-        found["normalized_entropy"].append(float(loss / entropy))
-        influences["normalized_entropy"].append(((each - loss) / entropy - loss / entropy**2 * slope * (labels - rate)) / n)
-        found["calibration"].append(float(ratio))
-        influences["calibration"].append((p - ratio * labels) / (n * rate))
-    return {name: _Pair(*found[name], *influences[name]) for name in found}
-
-
-def _request_metrics(
-    labels: np.ndarray, original: np.ndarray, scores: np.ndarray, codes: np.ndarray, count: int, k: int, notes: list[str]
-) -> dict[str, _Pair]:
-    """Means over requests; influences are per request. GAUC weights a request's AUC by its rows (Zhu et al. 2017)."""
-    sizes = np.bincount(codes, minlength=count)
-    both = (original, scores)
-    same = np.ones(count)
-    auc = [ranking.group_auc(labels, ranking.placements(labels, s, codes), codes, count) for s in both]
-    gain = [ranking.ndcg(labels, s, codes, count, k) for s in both]
-    overlap = [same, ranking.topk_overlap(original, scores, codes, count, k)]
-    tau = [same, ranking.kendall_tau(original, scores, codes, count)]
-    found = {}
-    for name, (first, second), weight, needs in (
-        ("gauc", auc, sizes, "rows of both labels"),
-        ("ndcg", gain, same, "a row of label 1"),
-        ("topk_overlap", overlap, same, f"more than k = {k} rows"),
-        ("kendall_tau", tau, same, "two different scores of each model"),
-    ):
-        usable = np.isfinite(first) & np.isfinite(second)
-        if usable.sum() < 2:
-            notes.append(f"{name} is not measured: fewer than 2 of {count:,} requests have {needs}")
-            continue
-        if not usable.all():
-            notes.append(f"{name} is over the {int(usable.sum()):,} of {count:,} requests that have {needs}")
-        means = [float(np.average(each[usable], weights=weight[usable])) for each in (first, second)]
-        w = weight[usable] / weight[usable].sum()
-        found[name] = _Pair(*means, *(w * (each[usable] - mean) for each, mean in zip((first, second), means)))
-    return found
-
-
 def _slices(
     labels: np.ndarray,
     original: np.ndarray,
@@ -278,17 +207,15 @@ def _slices(
             if min(positives, len(rows) - positives) < 2:
                 notes.append(f"slice {name} = {values[g]} is not measured: {positives:,} of its {len(rows):,} rows have label 1")
                 continue
-            share = np.where(truth > 0, positives, len(rows) - positives)
-            auc = [float(p[rows][truth > 0].mean()) for p in placed]
-            pair = _Pair(*auc, *((p[rows] - a) / share for p, a in zip(placed, auc)))
+            before, after = (estimate.auc(truth, p[rows]) for p in placed)
             if codes is None:
-                delta = _delta(pair, confidence, None, len(rows), "DeLong over rows", strata=truth)
+                delta = _delta((before, after), confidence, None, len(rows), "DeLong over rows", strata=truth)
             else:
                 inside, clusters = _codes(codes[rows], len(rows), name)
                 if clusters < 2:
                     notes.append(f"slice {name} = {values[g]} is not measured: all its rows belong to one request")
                     continue
-                delta = _delta(pair, confidence, inside, clusters, "DeLong clustered by request")
+                delta = _delta((before, after), confidence, inside, clusters, "DeLong clustered by request")
             found.append((name, str(values[g]), len(rows), delta))
     p = np.array([_loss_probability(delta) for *_, delta in found])
     order = np.argsort(p, kind="stable")
@@ -306,39 +233,37 @@ def _loss_probability(delta: Delta) -> float:
     return float(stdtr(delta.units - 1, delta.delta / delta.standard_error))
 
 
-def _delta(pair: _Pair, confidence: float, codes: np.ndarray | None, units: int, how: str, strata: np.ndarray | None = None) -> Delta:
+def _delta(
+    pair: tuple[Estimate, Estimate],
+    confidence: float,
+    codes: np.ndarray | None,
+    units: int,
+    how: str,
+    strata: np.ndarray | None = None,
+) -> Delta:
+    """Student's t interval of the difference, and of the ratio by the delta method; `codes` cluster the rows, see `standard_error`."""
     from scipy.special import stdtrit
 
+    original, changed = pair
     t = float(stdtrit(units - 1, 0.5 + confidence / 2))
-    delta = pair.value - pair.original
-    error = _standard_error(pair.influence - pair.original_influence, codes, units, strata)
-    relative = relative_error = None
-    if pair.original:
-        relative = delta / pair.original
-        influence = pair.influence / pair.original - pair.value / pair.original**2 * pair.original_influence
-        relative_error = _standard_error(influence, codes, units, strata) * pair.original / abs(pair.original)
+    delta = changed.value - original.value
+    error = estimate.standard_error(changed.influence - original.influence, codes, units, strata)
+    relative = low = high = None
+    if original.value:
+        relative = delta / original.value
+        influence = (changed.influence - changed.value / original.value * original.influence) / original.value
+        half = t * estimate.standard_error(influence, codes, units, strata)
+        low, high = relative - half, relative + half
     return Delta(
-        value=pair.value,
-        original=pair.original,
+        value=changed.value,
+        original=original.value,
         delta=delta,
         low=delta - t * error,
         high=delta + t * error,
         relative=relative,
-        relative_low=None if relative is None else relative - t * relative_error,
-        relative_high=None if relative is None else relative + t * relative_error,
+        relative_low=low,
+        relative_high=high,
         standard_error=error,
         units=units,
         interval=how,
     )
-
-
-def _standard_error(influence: np.ndarray, codes: np.ndarray | None, units: int, strata: np.ndarray | None) -> float:
-    """Root of the summed squared influences of independent units, with the correction n/(n - 1) for the estimated mean; `strata` (0 or 1 a
-    row) are corrected apart, as DeLong's covariance is."""
-    if codes is not None:
-        influence = np.bincount(codes, weights=influence, minlength=units)
-    square = influence**2
-    if strata is None:
-        return float(np.sqrt(square.sum() * units / (units - 1)))
-    parts = [square[strata == label] for label in (0, 1)]
-    return float(np.sqrt(sum(part.sum() * len(part) / max(1, len(part) - 1) for part in parts)))

@@ -58,6 +58,7 @@ def simulate(
             where = f"goes back at entry {back[0] + 1}" if back.size else f"has {queries} entries"
             raise MeasureError(f"the arrival trace {where}; give at least 2 times in ascending order")
         qps = (queries - 1) / (arrivals[-1] - arrivals[0]) * 1e6 if arrivals[-1] > arrivals[0] else math.inf
+    qps = float(qps)
     utilization = qps * float(service_us.mean()) / 1e6 / servers
     if utilization >= 1 and arrivals_us is None:
         return Prediction(qps, servers, utilization, *(math.inf,) * 6, queries)
