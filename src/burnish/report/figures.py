@@ -1,0 +1,168 @@
+"""The report's figures as Vega-Lite specifications. Colours are CSS variables of the page, so that one figure serves light and dark.
+
+Each function takes report.json's content and returns a specification, or None where there is nothing to draw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import altair
+
+Spec = dict[str, Any]
+STATUSES = {"chosen": "chosen", "feasible": "passes the gate", "rejected": "rejected", "baseline": "as it came"}
+_MARKS = {"chosen": "diamond", "feasible": "circle", "rejected": "cross", "baseline": "square"}
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+
+
+def change(trial: Mapping[str, Any], accuracy: Mapping[str, Any]) -> dict[str, float] | None:
+    """What the gate looks at, in per cent (relative) or percentage points (absolute): value, low and high; None where unmeasured."""
+    quality = (trial.get("quality") or {}).get(accuracy.get("metric", "auc"))
+    if not quality:
+        return None
+    if accuracy.get("drop_type", "relative") == "relative":
+        keys = ("relative", "relative_low", "relative_high")
+    else:
+        keys = ("delta", "low", "high")
+    value = quality.get(keys[0])
+    if value is None:
+        return None
+    low, high = (quality.get(key) for key in keys[1:])
+    return {"value": 100 * value, "low": 100 * (value if low is None else low), "high": 100 * (value if high is None else high)}
+
+
+def frontier(report: Mapping[str, Any]) -> Spec | None:
+    """Cost against quality: each trial by its core-microseconds a candidate and the gate's metric with its interval."""
+    accuracy = report.get("accuracy") or {}
+    points = []
+    for trial in report.get("trials") or ():
+        rate, moved = trial.get("candidates_per_second_per_core"), change(trial, accuracy)
+        if rate and moved:
+            status = STATUSES.get(trial["status"], trial["status"])
+            label = f"{trial['recipe']} · {trial['backend']}"
+            points.append({"id": trial["id"], "trial": label, "status": status, "cost": 1e6 / rate, **moved})
+    if not points:
+        return None
+    import altair as alt
+
+    relative = accuracy.get("drop_type", "relative") == "relative"
+    unit = "% relative" if relative else "percentage points"
+    metric = str(accuracy.get("metric", "auc")).upper().replace("_", " ")
+    told = round(100 * accuracy.get("confidence", 0.95), 1)
+    picked = alt.param("picked", value="")
+    cost = [point["cost"] for point in points]
+    x = alt.X("cost:Q", title="core-µs a candidate (log scale; left is cheaper)").scale(
+        type="log", domain=_around(min(cost), max(cost)), nice=False
+    )
+    x = x.axis(format="~g", tickCount=6)
+    y_title = f"{metric} change, {unit}, with its {told:g} % interval"
+    colour = alt.Color("status:N", title=None).scale(domain=list(STATUSES.values()), range=[f"var(--{name})" for name in STATUSES])
+    shape = alt.Shape("status:N", title=None).scale(domain=list(STATUSES.values()), range=list(_MARKS.values()))
+    base = alt.Chart(alt.Data(values=points)).encode(x=x, color=colour)
+    whiskers = base.mark_rule(strokeWidth=1.5, opacity=0.55).encode(y=alt.Y("low:Q", title=y_title), y2="high:Q")
+    marks = base.mark_point(filled=True, cursor="pointer", opacity=1).encode(
+        y="value:Q",
+        shape=shape,
+        size=alt.condition("datum.id === picked || datum.status === 'chosen'", alt.value(190), alt.value(80)),
+        stroke=alt.condition("datum.id === picked", alt.value("var(--ink)"), alt.value("transparent")),
+        tooltip=[
+            alt.Tooltip("trial:N", title="trial"),
+            alt.Tooltip("status:N", title="verdict"),
+            alt.Tooltip("cost:Q", title="core-µs a candidate", format=".3~s"),
+            alt.Tooltip("value:Q", title=f"{metric} change, {unit}", format="+.4f"),
+            alt.Tooltip("low:Q", title="interval from", format="+.4f"),
+            alt.Tooltip("high:Q", title="to", format="+.4f"),
+        ],
+    )
+    named = base.transform_filter("datum.status === 'chosen' || datum.status === 'as it came'")
+    names = named.mark_text(dy=-16, fontSize=12, fontWeight=600).encode(y="value:Q", text="trial:N")
+    layers: list[Any] = [whiskers, marks, names]
+    if accuracy.get("max_drop") is not None:
+        limit = {"limit": -100 * accuracy["max_drop"], "text": f"allowed drop, {100 * accuracy['max_drop']:g} {unit}"}
+        gate = alt.Chart(alt.Data(values=[limit]))
+        layers.insert(0, gate.mark_rule(strokeDash=[5, 4], color="var(--muted)").encode(y="limit:Q"))
+        words = gate.mark_text(align="right", baseline="top", dy=5, dx=-4, color="var(--muted)", fontSize=11)
+        layers.insert(1, words.encode(x=alt.value("width"), y="limit:Q", text="text:N"))
+    return _finished(alt.layer(*layers).add_params(picked), 340)
+
+
+def latency(report: Mapping[str, Any]) -> Spec | None:
+    """Quantiles of one call at a time: the model as it came, the chosen trial and the best other tool."""
+    rows = []
+    for name, trial in compared(report):
+        for quantile, us in (trial.get("latency_us") or {}).get("curve") or ():
+            # "nines": 90 % at 1, 99 % at 2, 99.9 % at 3, so that the tail has room
+            rows.append({"trial": name, "nines": -math.log10(max(1 - quantile, 1e-5)), "quantile": 100 * quantile, "us": us})
+    if not rows:
+        return None
+    import altair as alt
+
+    names = list(dict.fromkeys(row["trial"] for row in rows))
+    colours = [f"var(--{colour})" for colour in ("baseline", "chosen", "feasible")]
+    last = max(row["nines"] for row in rows)
+    ticks = [at for at in (math.log10(2), 1.0, 2.0, 3.0, 4.0) if at <= last + 1e-6]
+    chart = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_line(point=alt.OverlayMarkDef(size=24), strokeWidth=2)
+        .encode(
+            x=alt.X("nines:Q", title="share of calls answered within").axis(
+                values=ticks, labelExpr="format(100 * (1 - pow(10, -datum.value)), '.4~g') + ' %'"
+            ),
+            y=alt.Y("us:Q", title="µs a call (log scale)").scale(type="log", nice=False).axis(format=",~g", tickCount=6),
+            color=alt.Color("trial:N", title=None).scale(domain=names, range=colours[: len(names)]),
+            strokeDash=alt.StrokeDash("trial:N", title=None).scale(domain=names, range=[[1, 0], [1, 0], [6, 3]][: len(names)]),
+            tooltip=[
+                alt.Tooltip("trial:N", title="trial"),
+                alt.Tooltip("quantile:Q", title="share of calls, %", format=".4~g"),
+                alt.Tooltip("us:Q", title="µs", format=",.4~g"),
+            ],
+        )
+    )
+    return _finished(chart, 280)
+
+
+def compared(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The trials that the report sets side by side, with their names: as it came, chosen, best other tool (where known)."""
+    found = [("as it came", report.get("baseline")), ("chosen", report.get("chosen")), ("best other tool", best_peer(report))]
+    shown: list[tuple[str, Mapping[str, Any]]] = []
+    for name, trial in found:
+        if trial and all(trial.get("id") != other.get("id") for _, other in shown):
+            shown.append((f"{name}: {trial['recipe']} · {trial['backend']}", trial))
+    return shown
+
+
+def best_peer(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The trial that `ratios.best_peer` names by its id, if it is among the trials."""
+    name = (report.get("ratios") or {}).get("best_peer")
+    return next((trial for trial in report.get("trials") or () if name is not None and trial.get("id") == name), None)
+
+
+def script() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script (0.9 MB), from the vl-convert package: no network is needed for it."""
+    import vl_convert
+
+    return str(vl_convert.javascript_bundle())  # type: ignore[call-arg]  # its stub lacks the default
+
+
+def _around(low: float, high: float) -> list[float]:
+    """A logarithmic domain with a little air at both ends."""
+    air = max(high / low, 1.2) ** 0.08
+    return [low / air, high * air]
+
+
+def _finished(chart: altair.LayerChart | altair.FacetChart | altair.Chart, height: int) -> Spec:
+    chart = chart.properties(width="container", height=height, background="transparent", autosize={"type": "fit-x", "contains": "padding"})
+    lines: dict[str, Any] = dict.fromkeys(("domainColor", "gridColor", "tickColor"), "var(--line)")
+    words: dict[str, Any] = dict.fromkeys(("labelColor", "titleColor"), "var(--muted)")
+    sizes: dict[str, Any] = {"titleFontWeight": "normal", "titleFontSize": 12, "labelFontSize": 12, "titlePadding": 10, "labelPadding": 8}
+    spec: Spec = (
+        chart.configure_view(stroke=None)
+        .configure_axis(**lines, **words, **sizes, domain=False, ticks=False)
+        .configure_legend(orient="top", columns=0, labelColor="var(--ink)", labelFontSize=12, labelLimit=320, symbolSize=90, offset=12)
+        .configure(font=_FONT, text={"color": "var(--ink)"})
+        .to_dict()
+    )
+    return spec

@@ -1,0 +1,354 @@
+"""`report.html`: everything in report.json on one page that opens offline. `figures.py` draws; `page.html`, `.css`, `.js` are the page.
+
+A report may lack parts (a search that found nothing feasible, a trial that was not built): what is not there is left out.
+"""
+
+from __future__ import annotations
+
+import webbrowser
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from burnish.errors import BurnishError
+from burnish.report import figures
+
+NAME = "report.html"
+_HERE = Path(__file__).parent
+_VERDICTS = {"chosen": "chosen", "feasible": "passes", "rejected": "rejected", "baseline": "as it came"}
+_TITLES = {
+    "auc": "AUC",
+    "gauc": "GAUC",
+    "log_loss": "Log-loss",
+    "calibration": "Calibration ratio",
+    "topk_overlap": "Top-k overlap",
+    "ne": "NE",
+}
+_COLUMNS = (
+    {"name": "Recipe", "unit": "", "number": False},
+    {"name": "Verdict", "unit": "", "number": True},
+    {"name": "", "unit": "", "number": True},  # the gate's metric, named by the report
+    {"name": "p50", "unit": "µs", "number": True},
+    {"name": "p99", "unit": "µs", "number": True},
+    {"name": "Candidates", "unit": "/s/core", "number": True},
+    {"name": "Weights", "unit": "MB", "number": True},
+)
+
+
+def write(report: Mapping[str, Any], out: Path) -> Path:
+    """Write `report` (the content of report.json) as out/report.html, whole or not at all; its path."""
+    path = Path(out) / NAME
+    part = path.with_name(f".{NAME}.part")
+    part.write_text(render(report), encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def open_page(path: str | Path) -> Path:
+    """Show the report of a finished search, given its directory or the page itself, in the user's browser; the page's path."""
+    path = Path(path)
+    page = path / NAME if path.is_dir() else path
+    if not page.is_file():
+        raise BurnishError(f"there is no {NAME} at {path}. `burnish optimize` writes one into its --out directory")
+    webbrowser.open(page.resolve().as_uri())
+    return page
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The page as text."""
+    import jinja2
+    from markupsafe import Markup
+
+    frontier, latency = figures.frontier(report), figures.latency(report)
+    specs = msgspec.json.encode({"frontier": frontier, "latency": latency}).decode()
+    for character in "<>&":  # inside a script element no text may look like its end
+        specs = specs.replace(character, f"\\u{ord(character):04x}")
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    return page.from_string((_HERE / "page.html").read_text(encoding="utf-8")).render(
+        _view(report),
+        frontier=frontier,
+        latency=latency,
+        specs=Markup(specs),
+        css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        js=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
+        vega=Markup(figures.script()) if frontier or latency else "",
+    )
+
+
+def _view(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template shows, as text."""
+    decision, host = report.get("decision") or {}, report.get("host") or {}
+    trials = [_trial(trial, report) for trial in report.get("trials") or ()]
+    statuses = [(s, _VERDICTS[s], sum(t["status"] == s for t in trials)) for s in _VERDICTS if any(t["status"] == s for t in trials)]
+    comparison, capacity = _comparison(report), _capacity(report)
+    sections = [
+        ("decision", "Decision", True),
+        ("compare", "Before and after", comparison),
+        ("frontier", "Cost and quality", figures.frontier(report)),
+        ("trials", "Trials", trials),
+        ("latency", "Latency", figures.latency(report)),
+        ("capacity", "Capacity", capacity),
+        ("method", "Method", True),
+        ("repeat", "Repeat it", report.get("command")),
+    ]
+    columns = [dict(column) for column in _COLUMNS]
+    columns[2] |= {"name": f"{_metric(report)} change", "unit": "%" if _relative(report) else "pp"}
+    return {
+        "title": report.get("title") or "A ranker",
+        "decision": {"sentence": decision.get("sentence") or "No decision was made.", "sentences": decision.get("sentences") or ()},
+        "sections": [(id_, name) for id_, name, there in sections if there],
+        "figures_of_merit": _figures_of_merit(report),
+        "comparison": comparison,
+        "trial_columns": columns,
+        "trials": trials,
+        "statuses": statuses,
+        "capacity": capacity,
+        "objective": report.get("objective") or {},
+        "method": _method(report),
+        "host": {"cpu": host.get("cpu"), "cores": host.get("cores"), "flags": host.get("flags") or ()},
+        "versions": report.get("versions") or {},
+        "command": report.get("command"),
+        "created": (report.get("created") or "").replace("T", " ").replace("+00:00", " UTC"),
+        "seconds": duration(report["seconds"]) if report.get("seconds") else "",
+    }
+
+
+def _figures_of_merit(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The handful of numbers at the top."""
+    ratios, capacity, chosen = report.get("ratios") or {}, report.get("capacity") or {}, report.get("chosen") or {}
+    found = []
+    if ratios.get("throughput_vs_baseline"):
+        found.append({"name": "Throughput", "value": f"{ratios['throughput_vs_baseline']:.1f}×", "note": "of the model as it came"})
+    if ratios.get("throughput_vs_best_peer"):
+        found.append({"name": "Throughput", "value": f"{ratios['throughput_vs_best_peer']:.1f}×", "note": "of the best other tool"})
+    moved = figures.change(chosen, report.get("accuracy") or {})
+    if moved:
+        unit = "%" if _relative(report) else "pp"
+        told = f"{signed(moved['low'])} to {signed(moved['high'])} {unit}"
+        found.append({"name": f"{_metric(report)} change", "value": f"{signed(moved['value'])} {unit}", "note": told})
+    load = chosen.get("load") or {}
+    if load.get("p99_us"):
+        note = f"at {number(load['qps'])} requests/s a core" if load.get("qps") else ""
+        found.append({"name": "p99 under load", "value": time_of(load["p99_us"]), "note": note})
+    if capacity.get("usd_per_million_candidates") is not None:
+        replicas = f"{number(capacity['replicas'])} replicas" if capacity.get("replicas") else ""
+        found.append({"name": "A million candidates", "value": usd(capacity["usd_per_million_candidates"]), "note": replicas})
+    return found
+
+
+def _comparison(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    shown = figures.compared(report)
+    if len(shown) < 2:
+        return None
+    trials = [trial for _, trial in shown]
+    columns = [tuple(name.split(": ", 1)) for name, _ in shown]
+    rows = []
+
+    def row(name: str, note: str, cells: Iterable[tuple[str, str]]) -> None:
+        told = [{"value": value, "note": remark} for value, remark in cells]
+        if any(cell["value"] != "–" for cell in told):
+            rows.append({"name": name, "note": note, "cells": told})
+
+    for key in dict.fromkeys(key for trial in trials for key, value in (trial.get("quality") or {}).items() if isinstance(value, Mapping)):
+        row(_TITLES.get(key, key), "", [_quality((trial.get("quality") or {}).get(key)) for trial in trials])
+    first = trials[0]
+
+    def factor(trial: Mapping[str, Any], get: Any, smaller: bool) -> str:
+        """How many times better than the model as it came."""
+        mine, theirs = get(trial), get(first)
+        if trial is first or not mine or not theirs:
+            return ""
+        times = theirs / mine if smaller else mine / theirs
+        return f"{times:.1f}× {'less' if smaller else 'more'}" if times >= 1 else f"{1 / times:.1f}× {'more' if smaller else 'less'}"
+
+    def measure(name: str, note: str, get: Any, form: Any, smaller: bool = True) -> None:
+        row(name, note, [(form(get(t)) if get(t) is not None else "–", factor(t, get, smaller)) for t in trials])
+
+    measure("p50", "one call at a time", lambda t: (t.get("latency_us") or {}).get("p50"), time_of)
+    measure("p99", "one call at a time", lambda t: (t.get("latency_us") or {}).get("p99"), time_of)
+    measure("Candidates a second", "one core", lambda t: t.get("candidates_per_second_per_core"), number, smaller=False)
+    measure("Requests a second", "one core, within the objective", lambda t: (t.get("load") or {}).get("qps"), number, smaller=False)
+    measure("Weights", "", lambda t: t.get("weight_bytes"), size)
+    return {"columns": columns, "rows": rows}
+
+
+def _quality(metric: Mapping[str, Any] | None) -> tuple[str, str]:
+    """A metric's value, and its change with the interval."""
+    if not metric or metric.get("value") is None:
+        return "–", ""
+    value = f"{metric['value']:.5f}"
+    if metric.get("delta") is None or (metric["delta"] == 0 and metric.get("low") in (None, 0)):
+        return value, ""
+    low, high = metric.get("low"), metric.get("high")
+    between = f" ({signed(low, 5)} to {signed(high, 5)})" if low is not None and high is not None else ""
+    return value, signed(metric["delta"], 5) + between
+
+
+def _trial(trial: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    """One trial as the table shows it."""
+    latency, quality, load = trial.get("latency_us") or {}, trial.get("quality") or {}, trial.get("load") or {}
+    moved = figures.change(trial, report.get("accuracy") or {})
+    rate = trial.get("candidates_per_second_per_core")
+    best = max((t.get("candidates_per_second_per_core") or 0 for t in report["trials"]), default=0)
+
+    def cell(value: Any, text: str, note: str = "", share: float | None = None) -> dict[str, Any]:
+        return {"sort": "" if value is None else value, "value": "–" if value is None else text, "note": note, "share": share}
+
+    p50, p99, weights = latency.get("p50"), latency.get("p99"), trial.get("weight_bytes")
+    between = f"{signed(moved['low'])} to {signed(moved['high'])}" if moved and moved["low"] != moved["high"] else ""
+    metrics = [(key, value) for key, value in quality.items() if isinstance(value, Mapping)]
+    groups = [
+        ("Quality", [(_TITLES.get(key, key), " ".join(part for part in _quality(value) if part)) for key, value in metrics]),
+        ("Sample", [(name.capitalize(), number(quality[name])) for name in ("rows", "requests") if quality.get(name)]),
+        ("One call at a time", [(n, time_of(latency[n])) for n in ("p50", "p99", "mean") if latency.get(n) is not None]),
+        ("Under load", _load(load)),
+        ("Memory", [(n, size(trial[k])) for n, k in (("Weights", "weight_bytes"), ("Arena", "arena_bytes")) if trial.get(k) is not None]),
+    ]
+    if latency.get("count"):
+        groups[2][1].append(("Calls", number(latency["count"])))
+    status = trial.get("status", "")
+    return {
+        "id": trial["id"],
+        "name": trial["recipe"],
+        "backend": trial["backend"],
+        "threads": trial.get("threads"),
+        "status": status,
+        "verdict": _VERDICTS.get(status, status) + (f": {trial['stage']}" if trial.get("stage") else ""),
+        "order": list(_VERDICTS).index(status) if status in _VERDICTS else len(_VERDICTS),
+        "reason": trial.get("reason") or "",
+        "steps": trial.get("steps") or (),
+        "cells": [
+            cell(moved and moved["value"], signed(moved["value"]) if moved else "", between),
+            cell(p50, number(p50)),
+            cell(p99, number(p99)),
+            cell(rate, number(rate), share=round(100 * rate / best, 1) if rate else None),
+            cell(weights, f"{(weights or 0) / 1e6:,.1f}"),
+        ],
+        "groups": [{"name": name, "facts": facts} for name, facts in groups if facts],
+    }
+
+
+def _load(load: Mapping[str, Any]) -> list[tuple[str, str]]:
+    told = []
+    if load.get("qps"):
+        told.append(("Requests a second", number(load["qps"])))
+    if load.get("p99_us"):
+        told.append(("p99", time_of(load["p99_us"])))
+    if load.get("queries"):
+        told.append(("Queries", number(load["queries"])))
+    if load.get("valid") is not None:
+        told.append(("Valid run", "yes" if load["valid"] else "no"))
+    return told
+
+
+def _capacity(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    capacity = report.get("capacity") or {}
+    forms: tuple[tuple[str, str, Any], ...] = (
+        ("replicas", "Replicas", number),
+        ("qps", "For requests a second", number),
+        ("candidates", "Candidates a request", number),
+        ("p99_ms", "Within, at p99", lambda v: f"{v:g} ms"),
+        ("headroom", "Head-room", lambda v: f"{100 * v:g} %"),
+        ("usd_per_million_candidates", "A million ranked candidates", usd),
+        ("usd_per_month", "A month", usd),
+    )
+    return [
+        (name, form(capacity[key]) if isinstance(capacity[key], int | float) else str(capacity[key]))
+        for key, name, form in forms
+        if capacity.get(key) is not None
+    ]
+
+
+def _method(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Sample sizes, gate, objective, machine, versions."""
+    data, accuracy, objective, host = (report.get(key) or {} for key in ("data", "accuracy", "objective", "host"))
+    gate = []
+    if accuracy.get("max_drop") is not None:
+        unit = "%, relative" if _relative(report) else "percentage points"
+        gate.append((f"{_metric(report)} may fall by", f"{100 * accuracy['max_drop']:g} {unit}"))
+    if accuracy.get("confidence"):
+        gate.append(("Judged by", f"the bad end of the {100 * accuracy['confidence']:g} % interval, paired on the same rows"))
+    goal = [
+        (n, f"{objective[k]:g} ms" if k == "p99_ms" else _plain(objective[k]))
+        for k, n in (("p99_ms", "p99 within"), ("qps", "Requests a second"), ("candidates", "Candidates a request"))
+        if objective.get(k) is not None
+    ]
+    machine = [
+        (n, _plain(host[k])) for k, n in (("cpu", "CPU"), ("arch", "Architecture"), ("cores", "Cores"), ("os", "System")) if host.get(k)
+    ]
+    if host.get("cache_bytes"):
+        machine.append(("Caches", ", ".join(f"L{level} {_binary(n)}" for level, n in enumerate(host["cache_bytes"], 1))))
+    if host.get("memory_bytes"):
+        machine.append(("Memory", _binary(host["memory_bytes"])))
+    groups = [
+        ("Samples", [(key.replace("_", " ").capitalize(), _plain(value)) for key, value in data.items() if value is not None]),
+        ("Gate", gate),
+        ("Objective", goal),
+        ("Machine", machine),
+        ("Versions", list((report.get("versions") or {}).items())),
+    ]
+    return [{"name": name, "facts": facts} for name, facts in groups if facts]
+
+
+def _relative(report: Mapping[str, Any]) -> bool:
+    return (report.get("accuracy") or {}).get("drop_type", "relative") == "relative"
+
+
+def _metric(report: Mapping[str, Any]) -> str:
+    metric = (report.get("accuracy") or {}).get("metric", "auc")
+    return _TITLES.get(metric, metric)
+
+
+def _plain(value: Any) -> str:
+    return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def number(value: float | None) -> str:
+    """12,345; 352; 8.31: three digits at least, thousands apart."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:,.3g}"
+
+
+def time_of(us: float) -> str:
+    """402 µs, 9.21 ms, 1.5 s"""
+    for limit, scale, unit in ((1e3, 1, "µs"), (1e6, 1e3, "ms")):
+        if us < limit:
+            return f"{us / scale:.3g} {unit}"
+    return f"{us / 1e6:.3g} s"
+
+
+def duration(seconds: float) -> str:
+    """42 s, 4 min 3 s"""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """+0.012, −0.008, 0: with a true minus sign, and without the sign where it rounds to nothing."""
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return ("−" if value < 0 else "+") + text
+
+
+def size(bytes_: float) -> str:
+    """5.6 MB, 412 kB, 3.2 GB"""
+    for limit, scale, unit in ((1e6, 1e3, "kB"), (1e9, 1e6, "MB")):
+        if bytes_ < limit:
+            return f"{bytes_ / scale:,.1f} {unit}"
+    return f"{bytes_ / 1e9:,.1f} GB"
+
+
+def usd(value: float) -> str:
+    """$3,599, $1.25, $0.00021"""
+    return f"${value:,.0f}" if value >= 100 else f"${value:.2f}" if value >= 1 else f"${value:.2g}"
+
+
+def _binary(bytes_: float) -> str:
+    for limit, scale, unit in ((1 << 20, 1 << 10, "KiB"), (1 << 30, 1 << 20, "MiB")):
+        if bytes_ < limit:
+            return f"{bytes_ / scale:,.3g} {unit}"
+    return f"{bytes_ / (1 << 30):,.3g} GiB"
