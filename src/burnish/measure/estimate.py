@@ -61,16 +61,12 @@ def per_request(
     request's AUC by its rows (Zhu et al. 2017)."""
     same = np.ones(count)
     rows = np.bincount(codes, minlength=count).astype(float)
-    gauc, gain = (
-        [of(s) for s in (original, scores)]
-        for of in (
-            lambda s: ranking.group_auc(labels, ranking.placements(labels, s, codes), codes, count),
-            lambda s: ranking.ndcg(labels, s, codes, count, k),
-        )
-    )
+    placed = [ranking.placements(labels, s, codes) for s in (original, scores)]
+    gauc = [ranking.group_auc(labels, p, codes, count) for p in placed]
+    gain = [ranking.ndcg(labels, s, codes, count, k) for s in (original, scores)]
     return {
-        "gauc": (*gauc, rows, "rows of both labels"),
-        "ndcg": (*gain, same, "a row of label 1"),
+        "gauc": (gauc[0], gauc[1], rows, "rows of both labels"),
+        "ndcg": (gain[0], gain[1], same, "a row of label 1"),
         "topk_overlap": (same, ranking.topk_overlap(original, scores, codes, count, k), same, f"more than k = {k} rows"),
         "kendall_tau": (same, ranking.kendall_tau(original, scores, codes, count), same, "two different scores of each model"),
     }

@@ -122,7 +122,11 @@ def _harm(better: int, change: float, low: float, high: float) -> tuple[float, f
 
 def _too_few(quality: Quality, delta: Delta) -> tuple[str, int] | None:
     negatives = quality.rows - quality.positives
-    for count, what in ((quality.positives, "rows of label 1"), (negatives, "rows of label 0"), (delta.units, "independent units")):
+    for count, what in (
+        (quality.positives, "rows of label 1"),
+        (negatives, "rows of label 0"),
+        (delta.units, "requests" if quality.requests is not None else "rows"),
+    ):
         if count < LEAST:
             return f"there are {count} {what}, and an interval needs at least {LEAST}", _round_up(quality.rows * LEAST / max(count, 1))
     return None
