@@ -26,6 +26,7 @@ class Model(msgspec.Struct, frozen=True):
     """[model], the trained ranker"""
 
     load: Annotated[str, "`file.py:function` that returns the nn.Module, or a `.pt2` or `.onnx` file"]
+    output: Annotated[str | None, "of several outputs, the one that the label judges"] = None
 
 
 class InputTable(msgspec.Struct, frozen=True):
@@ -157,10 +158,16 @@ class Job(msgspec.Struct, frozen=True):
             )
         return spec
 
-    def columns_of(self, name: str) -> tuple[str, ...]:
-        """The columns of the data that feed one input."""
-        columns = self.inputs[name].columns
-        return (name,) if columns is None else (columns,) if isinstance(columns, str) else columns
+    @property
+    def source(self) -> str:
+        """What the model is loaded from, wherever the process stands."""
+        return str(self.base / self.model.load)
+
+    @property
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """The columns of the data that feed each input."""
+        named = {name: table.columns for name, table in self.inputs.items()}
+        return {name: (name,) if of is None else (of,) if isinstance(of, str) else of for name, of in named.items()}
 
     def split_path(self, split: Split) -> Path | None:
         """The file of a split, or None when the job names none; calibration falls back to train."""
@@ -180,7 +187,7 @@ class Job(msgspec.Struct, frozen=True):
         return read(
             path,
             inputs or self.signature,
-            {name: self.columns_of(name) for name in self.inputs},
+            self.columns,
             self.data.label if split != "calibration" else None,
             () if split == "calibration" else (request,) if isinstance(request, str) else request or (),
             self.data.slices if split == "validation" else (),

@@ -16,7 +16,6 @@ from burnish.inputs import Input
 if TYPE_CHECKING:
     import polars as pl
 
-MIN_PER_CLASS = 100  # below this, DeLong's normal approximation (and so the gate's interval) is not to be trusted
 EXACT_IN_FLOAT32 = 1 << 24  # whole numbers up to here
 
 
@@ -74,20 +73,6 @@ def read(
     rows = Rows(table, labels, codes, {name: frame[name].to_numpy() for name in slices})
     check_requests(path, inputs, columns, rows)
     return rows
-
-
-def check_labels(path: Path, column: str, labels: np.ndarray) -> None:
-    """Refuse labels from which the gate cannot conclude anything: all of one class, or too few of one."""
-    ones = int(np.count_nonzero(labels))
-    zeros = len(labels) - ones
-    if not ones or not zeros:
-        what = f"every label in column {column!r} is {1 if ones else 0} ({len(labels)} rows)" if len(labels) else "there are no rows"
-        raise JobError(f"{path.name}: {what}. Accuracy needs rows of both classes")
-    if min(ones, zeros) < MIN_PER_CLASS:
-        raise JobError(
-            f"{path.name}: {len(labels)} rows with {ones} positive and {zeros} negative labels are too few for the accuracy gate. "
-            f"Give at least {MIN_PER_CLASS} of each"
-        )
 
 
 def check_ids(path: Path, inputs: Sequence[Input], columns: Mapping[str, tuple[str, ...]], table: Mapping[str, np.ndarray]) -> None:

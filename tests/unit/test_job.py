@@ -5,7 +5,8 @@ import pytest
 
 from burnish.errors import JobError
 from burnish.job import Job, reference
-from burnish.rows import check_labels
+from burnish.rows import Rows
+from burnish.search.subject import check_labels
 
 pl = pytest.importorskip("polars")
 
@@ -230,17 +231,19 @@ def test_missing_and_unreadable_files_are_told(tmp_path):
     assert said(odd.rows, "validation") == "rows.json: rows are read from .parquet and .csv files, not .json"
 
 
-def test_labels_that_cannot_settle_the_gate_are_told():
+def test_labels_that_cannot_settle_the_gate_are_told(tmp_path):
+    def check(labels, requests=None):
+        job = Job.read(job_file(tmp_path))
+        return said(check_labels, job, Rows({"x": labels}, labels, requests))
+
     labels = np.zeros(1000, np.float32)
-    assert said(check_labels, Path("v.parquet"), "clicked", labels) == (
-        "v.parquet: every label in column 'clicked' is 0 (1000 rows). Accuracy needs rows of both classes"
-    )
-    assert (
-        said(check_labels, Path("v.parquet"), "clicked", labels[:0]) == "v.parquet: there are no rows. Accuracy needs rows of both classes"
-    )
+    assert check(labels) == "rows.parquet: every label in column 'label' is 0 (1,000 rows). Accuracy needs rows of both classes"
+    assert check(labels[:0]) == "rows.parquet: there are no rows. Accuracy needs rows of both classes"
     labels[:20] = 1
-    assert said(check_labels, Path("v.parquet"), "clicked", labels) == (
-        "v.parquet: 1000 rows with 20 positive and 980 negative labels are too few for the accuracy gate. Give at least 100 of each"
+    assert check(labels) == ("rows.parquet: 20 positive and 980 negative rows are too few for the accuracy gate. Give at least 30 of each")
+    labels[:500] = 1
+    assert check(labels, np.arange(1000) % 7) == (
+        "rows.parquet: 500 positive and 500 negative rows in 7 requests are too few for the accuracy gate. Give at least 30 of each"
     )
 
 

@@ -1,0 +1,251 @@
+"""The command line. Each command imports what it needs, so that `burnish --help` and `burnish plan` start at once.
+
+Exit codes: 0 done, 1 objective not met, 2 bad input, 3 a fault of ours, 130 interrupted. BURNISH_DEBUG=1 shows the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from burnish.errors import BurnishError, JobError, ObjectiveNotMet
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="What `optimize` or `compile` wrote.")]
+
+
+@app.callback(epilog="Example: burnish optimize job.toml --out out/")
+def commands() -> None:
+    """Make a trained ranker cheap and fast to serve, and prove that it lost no accuracy."""
+
+
+@app.command(epilog="Example: burnish optimize job.toml --out out/")
+def optimize(
+    job: Annotated[Path, typer.Argument(metavar="JOB.toml", help="Model, rows, objective: docs/job_file.md.")],
+    out: Annotated[Path, typer.Option(help="Gets artifact/, report.html, report.json, trials.jsonl.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run was stopped.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the cheapest deployment that meets the objective."""
+    from burnish import terminal
+    from burnish.search.loop import optimize as search
+    from burnish.search.output import read_report
+
+    with terminal.progress() as show:
+        try:
+            result = search(job, out, resume=resume, progress=show)
+        except ObjectiveNotMet:
+            content = read_report(out)
+            _print_json(content) if as_json else terminal.trials(content)
+            raise
+    report = read_report(out)
+    if as_json:
+        _print_json(report)
+        return
+    if result.reused:
+        print(f"Nothing changed since {report['created']}: this is that run's decision. Delete {out} to measure again.\n")
+    terminal.trials(report)
+    terminal.plan(report)
+    print(f"Report: {out / 'report.html'}")
+
+
+@app.command(epilog="Example: burnish inspect job.toml")
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL|JOB.toml", help="A job file, a .pt2 or a .onnx.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show the graph: sides, MACs, bytes, and what dominates."""
+    import msgspec
+
+    from burnish.graph.show import cost, show
+
+    graph, _ = _captured(model)
+    if as_json:
+        _print_json(msgspec.to_builtins(cost(graph)))
+    else:
+        print(show(graph))
+
+
+@app.command("compile", epilog="Example: burnish compile job.toml --recipe int8 --backend native --out out/ranker")
+def compile_(
+    model: Annotated[str, typer.Argument(metavar="MODEL|JOB.toml", help="A job file, a .pt2 or a .onnx.")],
+    out: Annotated[Path, typer.Option(help="Directory of the artifact.")],
+    recipe: Annotated[str, typer.Option(help="A recipe's name, or a .toml or .json file.")] = "int8",
+    backend: Annotated[str | None, typer.Option(help="native, onnxruntime, openvino, inductor, eager; default: the recipe's own.")] = None,
+    target: Annotated[str | None, typer.Option(help="Instruction set to build for; default: this machine's.")] = None,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Build one artifact by one recipe, without a search."""
+    import burnish
+    from burnish.runtime.artifact import refuse_foreign
+    from burnish.search.subject import CALIBRATION_ROWS
+
+    refuse_foreign(out)
+    host = burnish.Host.target(target) if target else None
+    graph, job = _captured(model)
+    rows = job.rows("calibration", CALIBRATION_ROWS, graph.inputs).table if job and job.split_path("calibration") else None
+    source = job.source if job else model
+    artifact = burnish.compile(graph, recipe, rows, backend, host, threads, source).save(out)
+    told = {"path": str(out), "backend": artifact.manifest.programs[0].backend, "weight_bytes": artifact.weight_bytes}
+    _print_json(told) if as_json else print(f"{out}: {told['backend']}, {told['weight_bytes']:,} bytes of weights")
+
+
+@app.command(epilog="Example: burnish bench out/ --vs onnxruntime,openvino,eager")
+def bench(
+    directory: Directory,
+    vs: Annotated[str, typer.Option(help="Backends to build and measure beside it, separated by commas.")] = "",
+    job: Annotated[Path | None, typer.Option(metavar="JOB.toml", help="Rows and model; default: the job `optimize` ran.")] = None,
+    candidates: Annotated[str, typer.Option(help="Candidates a request, separated by commas.")] = "1,16,128",
+    seconds: Annotated[float, typer.Option(min=0.01, help="For each engine and each number of candidates.")] = 2.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure latency, engines side by side in one run."""
+    from burnish import terminal
+    from burnish.search.bench import side_by_side
+
+    sizes = _numbers(candidates, "--candidates")
+    names = [name.strip() for name in vs.split(",") if name.strip()]
+    rows = side_by_side(directory, names, job, sizes, seconds)
+    _print_json(rows) if as_json else terminal.bench(rows)
+
+
+@app.command(epilog="Example: burnish serve out/ --http 8000")
+def serve(
+    directory: Directory,
+    http: Annotated[int, typer.Option(help="Port of the REST protocol.")] = 8000,
+    metrics: Annotated[int | None, typer.Option(help="A port of its own for /metrics; default: on the HTTP port.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    workers: Annotated[int, typer.Option(min=1, help="Processes, one core each.")] = 1,
+    name: Annotated[str | None, typer.Option(help="The model's name in the protocol; default: the directory's.")] = None,
+) -> None:
+    """Serve an artifact over HTTP (Open Inference Protocol v2)."""
+    from burnish.serve.app import serve as run
+
+    path = artifact_in(directory)
+    run(path, http=http, host=host, workers=workers, metrics=metrics, name=name or directory.resolve().name)
+
+
+@app.command(epilog="Example: burnish plan out/ --qps 80000 --p99 8")
+def plan(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `optimize` wrote.")],
+    qps: Annotated[float | None, typer.Option(help="Requests a second; default: the job's.")] = None,
+    p99: Annotated[float | None, typer.Option(help="Milliseconds; default: the job's.")] = None,
+    price: Annotated[float | None, typer.Option(help="US dollars an hour for one machine; default: the job's.")] = None,
+    cores: Annotated[int | None, typer.Option(min=1, help="Cores of one machine; default: the job's.")] = None,
+    headroom: Annotated[float | None, typer.Option(help="Share of capacity kept free; default: 0.2.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replicas and price again for another load."""
+    from burnish.place.plan import replan
+    from burnish.search.output import read_report
+
+    answer = replan(read_report(directory), qps=qps, p99_ms=p99, price_per_hour=price, cores=cores, headroom=headroom)
+    _print_json(answer) if as_json else print(answer["sentence"])
+
+
+@app.command(epilog="Example: burnish verify out/")
+def verify(directory: Directory, as_json: AsJson = False) -> None:
+    """Check an artifact: hashes, instructions, golden outputs."""
+    from burnish.runtime.artifact import Artifact
+
+    artifact = Artifact.read(artifact_in(directory))
+    artifact.verify()
+    files = len(artifact.manifest.files) + 1
+    told = {"path": str(artifact.path), "ok": True, "files": files, "golden_rows": artifact.manifest.golden.rows}
+    _print_json(told) if as_json else print(f"{artifact.path}: {files} files and {told['golden_rows']} golden rows are as they were built")
+
+
+@app.command(epilog="Example: burnish report out/")
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `optimize` wrote.")],
+    as_json: AsJson = False,
+) -> None:
+    """Open the report in a browser."""
+    import webbrowser
+
+    from burnish.search.output import read_report
+
+    content = read_report(directory)
+    if as_json:
+        _print_json(content)
+        return
+    page = (directory / "report.html").resolve()
+    print(f"Report: {page}")
+    webbrowser.open(page.as_uri())
+
+
+def artifact_in(directory: Path) -> Path:
+    """The artifact that `directory` is, or holds as optimize leaves it."""
+    return directory / "artifact" if not (directory / "manifest.json").exists() and (directory / "artifact").is_dir() else directory
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code. Errors are one sentence on standard error."""
+    usage_error = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")  # typer carries its own click
+    try:
+        code = app(list(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
+    except (typer.Exit, typer.Abort) as stop:
+        code = getattr(stop, "exit_code", 1)
+    except KeyboardInterrupt:
+        return _fail("Stopped. Nothing is half-written", 130)
+    except BurnishError as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except usage_error as error:  # type: ignore[misc]
+        return _fail(f"{error.format_message().rstrip('.')}. `burnish --help` lists the commands", 2)
+    except Exception as error:  # the last line of defence: whatever was not foreseen is a fault of ours, and must not look like the user's
+        met = f"{type(error).__name__}: {error}".splitlines()[0]
+        return _fail(f"a fault of burnish, not of your input: {met}. Please report it with the output under BURNISH_DEBUG=1", 3)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(sentence: str, code: int) -> int:
+    if os.environ.get("BURNISH_DEBUG") and sys.exc_info()[0] is not None:
+        traceback.print_exc()
+    print(f"burnish: {sentence.rstrip('.')}.", file=sys.stderr)
+    return code
+
+
+def _captured(model: str) -> tuple[Any, Any]:
+    """The Graph of a model or a job, and the Job (None for a model by itself)."""
+    from burnish.capture import capture, load_model
+    from burnish.job import Job
+
+    path = Path(model)
+    if path.suffix == ".toml":
+        job = Job.read(path)
+        return capture(load_model(job.model.load, job.base), job.signature), job
+    if path.suffix not in (".pt2", ".onnx"):
+        raise JobError(f"{model} is neither a job file (.toml) nor a .pt2 or .onnx. A model in Python needs a job, which says its inputs")
+    return capture(model, None), None
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise JobError(f"{option} is {text!r}. Give whole numbers of at least 1, separated by commas")
+    return numbers
+
+
+def _print_json(content: Any) -> None:
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(content), indent=1).decode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

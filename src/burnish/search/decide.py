@@ -1,0 +1,104 @@
+"""The decision, as pure functions of trials: which are feasible, which is cheapest, how it compares, and in which words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from burnish.job import Job
+from burnish.place.plan import capacity_sentence
+from burnish.search.trial import Trial
+
+FINALISTS = 2  # of ours that are loaded; the fastest alone need not carry the most load
+
+
+def feasible(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that passed all that was measured of them, most candidates a second per core first."""
+    passed = [trial for trial in trials if trial.rejected is None and trial.measured.quality and trial.measured.latency_us]
+    return sorted(passed, key=lambda trial: (-(trial.measured.candidates_per_second_per_core or 0.0), trial.id))
+
+
+def at_objective(trial: Trial, job: Job) -> float:
+    """Candidates a second per core at the highest load that kept the objective; 0 where none did."""
+    load = trial.measured.load
+    return load["qps"] * job.objective.candidates / trial.recipe.threads if load else 0.0
+
+
+def peers(trials: Sequence[Trial]) -> list[Trial]:
+    """Other tools' engines: not ours, and not the model as it came."""
+    return [trial for trial in trials if trial.recipe.backend not in ("native", "eager")]
+
+
+def nearest(trials: Sequence[Trial], job: Job) -> str:
+    """Why nothing meets the objective, and the nearest that can be met."""
+    objective = job.objective
+    asked = f"nothing meets p99 {objective.p99_ms:g} ms at {objective.candidates} candidates within the accuracy that must be kept"
+    kept = [t for t in trials if t.measured.latency_us and not (t.rejected and t.rejected.stage in ("screen", "quality"))]
+    if not kept:
+        return f"{asked}; no recipe could be built and measured. The report has the reason of each"
+    best = min(kept, key=lambda t: t.measured.latency_us["p99"] if t.measured.latency_us else 0.0)
+    assert best.measured.latency_us
+    p99_ms = best.measured.latency_us["p99"] / 1000
+    if p99_ms <= objective.p99_ms:
+        reason = best.rejected.reason if best.rejected else "it was not tried under load"
+        return f"{asked}: {named(best)} comes nearest with p99 {p99_ms:.3g} ms for one call alone, but under load {reason}"
+    return f"{asked}: {named(best)} comes nearest with p99 {p99_ms:.3g} ms. Allow that, or give fewer candidates a request"
+
+
+def ratios(chosen: Trial, peer: Trial | None, compared: dict[str, Any], baseline: Trial, job: Job) -> dict[str, Any]:
+    """How many times more candidates per second, from one interleaved run; and at the objective, from the load tests."""
+    told: dict[str, Any] = {"best_peer": peer.id if peer else None}
+    for name, other in (("baseline", baseline), ("best_peer", peer)):
+        faster = compared["faster"].get(other.id) if other else None
+        own = other is not None and other.id == chosen.id
+        told[f"throughput_vs_{name}"] = 1.0 if own else faster["value"] if faster else None
+        told[f"throughput_vs_{name}_interval"] = [faster["low"], faster["high"]] if faster else None
+        ours, theirs = at_objective(chosen, job), at_objective(other, job) if other else 0.0
+        told[f"at_objective_vs_{name}"] = ours / theirs if ours and theirs else None
+    return told
+
+
+def sentences(job: Job, chosen: Trial, peer: Trial | None, told: dict[str, Any], capacity: dict[str, Any]) -> tuple[str, str, str]:
+    """The plan in three sentences."""
+    return _what(job, chosen), _how_much(job, chosen, peer, told), capacity_sentence(capacity)
+
+
+def _what(job: Job, chosen: Trial) -> str:
+    measured, objective, rule = chosen.measured, job.objective, job.accuracy
+    assert measured.quality and measured.latency_us
+    metric, latency = measured.quality["metrics"][rule.metric], measured.latency_us
+    if rule.drop_type == "relative":
+        change = f"{metric['relative']:+.4%} [{metric['relative_low']:+.4%}, {metric['relative_high']:+.4%}]"
+        allowed = f"{rule.max_drop:.3%}"
+    else:
+        change = f"{metric['delta']:+.6f} [{metric['low']:+.6f}, {metric['high']:+.6f}]"
+        allowed = f"{rule.max_drop:g}"
+    name = {"auc": "AUC", "log_loss": "log-loss"}[rule.metric]
+    return (
+        f"Chosen: {named(chosen)} on {threads(chosen)}: {name} changes by {change} on {measured.quality['rows']:,} rows "
+        f"({allowed} is allowed), and one call of {objective.candidates} candidates takes {latency['p50'] / 1000:.3g} ms at p50, "
+        f"{latency['p99'] / 1000:.3g} ms at p99 ({objective.p99_ms:g} ms is allowed)."
+    )
+
+
+def _how_much(job: Job, chosen: Trial, peer: Trial | None, told: dict[str, Any]) -> str:
+    if chosen.recipe.backend == "eager":
+        return "Nothing that was tried is cheaper than the model as it came and keeps its accuracy."
+    parts = [("the model as it came", "baseline")] + ([(f"the best other tool ({named(peer)})", "best_peer")] if peer else [])
+    faster = " and ".join(f"{told[f'throughput_vs_{key}']:.3g} times faster than {who}" for who, key in parts)
+    cheap = [f"{told[f'at_objective_vs_{key}']:.3g}" for _, key in parts if told[f"at_objective_vs_{key}"]]
+    cheaper = f"; at the objective it is {' and '.join(cheap)} times cheaper" if len(cheap) == len(parts) else ""
+    alone = "" if peer else "; no other tool passed the gate"
+    own = peer is not None and peer.id == chosen.id
+    if own:
+        return f"It is {told['throughput_vs_baseline']:.3g} times faster than the model as it came, side by side; none of ours was cheaper."
+    return f"It is {faster}, side by side on one core{cheaper}{alone}."
+
+
+def named(trial: Trial) -> str:
+    """How a person is told of a trial."""
+    return f"{trial.recipe.name} on {trial.recipe.backend}"
+
+
+def threads(trial: Trial) -> str:
+    return "one core" if trial.recipe.threads == 1 else f"{trial.recipe.threads} cores"

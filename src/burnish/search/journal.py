@@ -1,0 +1,111 @@
+"""trials.jsonl: what a search has found out so far, one line a step, so that a run killed at any moment loses the step in flight only.
+
+A line is written whole, flushed and synced before the search goes on. A last line without its end was in flight when the run was
+killed: it is cut off. The first line holds the fingerprint of everything the results depend on; a journal of other results is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from burnish.errors import JobError
+
+NAME = "trials.jsonl"
+SCHEMA = 1
+
+
+class Line(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One finished step: of a trial, or of the whole search where `trial` is empty."""
+
+    step: str
+    trial: str = ""
+    result: dict[str, Any] = {}
+    seconds: float = 0.0
+    rejected: str | None = None  # the sentence, when this step ended the trial
+
+
+class Journal:
+    """The finished steps of one search, in order, kept in a file that only grows."""
+
+    def __init__(self, path: Path, lines: list[Line], fd: int) -> None:
+        self.path, self.lines, self._fd = path, lines, fd
+        self._found = {(line.trial, line.step): line for line in lines}
+
+    @classmethod
+    def open(cls, path: Path, fingerprint: dict[str, str]) -> Journal:
+        """The journal at `path`, made when there is none; JobError when it holds the results of something else, or is damaged."""
+        lines = read(path)
+        if lines:
+            check_fingerprint(path, lines[0], fingerprint)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            os.ftruncate(fd, _whole(path.read_bytes()))
+        except OSError as error:
+            raise JobError(f"cannot write {path}: {error.strerror}. Choose another --out") from None
+        journal = cls(path, lines, fd)
+        if not lines:
+            journal.add(Line("begin", result={"schema": SCHEMA, "fingerprint": fingerprint}))
+        return journal
+
+    def find(self, step: str, trial: str = "") -> Line | None:
+        """The line of a finished step, or None."""
+        return self._found.get((trial, step))
+
+    def add(self, line: Line) -> Line:
+        """Append a line; it is on the disk when this returns."""
+        text = msgspec.json.encode(line) + b"\n"
+        if os.write(self._fd, text) != len(text):
+            raise JobError(f"cannot write {self.path}: the disk is full. Make room and go on with --resume")
+        os.fsync(self._fd)
+        self.lines.append(line)
+        self._found[line.trial, line.step] = line
+        return line
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in finished steps, over all runs."""
+        return sum(line.seconds for line in self.lines)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self._fd)
+
+
+def read(path: Path) -> list[Line]:
+    """The finished steps in a journal; none when there is no file. JobError for a line that is damaged."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise JobError(f"cannot read {path}: {error.strerror}") from None
+    lines = []
+    for number, text in enumerate(data[: _whole(data)].splitlines(), start=1):
+        try:
+            lines.append(msgspec.json.decode(text, type=Line))
+        except msgspec.DecodeError as error:
+            raise JobError(f"{path} is damaged at line {number}: {error}. Delete the directory and start again") from None
+    return lines
+
+
+def check_fingerprint(path: Path, first: Line, fingerprint: dict[str, str]) -> None:
+    """Refuse a journal whose results depend on other things than `fingerprint` says, naming them."""
+    kept = first.result.get("fingerprint", {})
+    changed = [name for name in {**kept, **fingerprint} if kept.get(name) != fingerprint.get(name)]
+    if changed:
+        raise JobError(
+            f"{path.parent} holds the trials of something else: {', '.join(changed)} changed since. "
+            "Choose another --out, or delete that directory"
+        )
+
+
+def _whole(data: bytes) -> int:
+    """How many bytes of `data` are whole lines."""
+    return data.rfind(b"\n") + 1

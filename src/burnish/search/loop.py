@@ -1,0 +1,268 @@
+"""optimize: validate, capture, try, compare, decide. Each finished step is a line of the journal, and nothing is done that has a line.
+
+So a resumed run, and a run of a finished job again, are the same code: they find their steps in the journal and go on after them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from os import environ
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from burnish.errors import BurnishError, JobError, ObjectiveNotMet
+from burnish.host import Host
+from burnish.job import Job
+from burnish.place.plan import capacity
+from burnish.runtime.artifact import Artifact
+from burnish.search import decide, journal, output, steps
+from burnish.search.journal import Journal, Line
+from burnish.search.space import BASELINE, space
+from burnish.search.steps import Effort, TurnedDown
+from burnish.search.subject import Subject
+from burnish.search.summary import summary
+from burnish.search.trial import Measurement, Plan, Rejected, Trial
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What a search is doing: `done` of 1, in words; and a trial that just came to its verdict."""
+
+    done: float
+    text: str
+    trial: Trial | None = None
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What a search found. `reused`: everything was in the journal, nothing was measured."""
+
+    plan: Plan
+    trials: tuple[Trial, ...]
+    artifact: Artifact
+    reused: bool
+
+
+def optimize(
+    job: str | Path | Job, out: str | Path, *, resume: bool = False, progress: Callable[[Progress], object] | None = None
+) -> Result:
+    """Find the cheapest way to serve the job's model within its objective; `out` gets artifact/, report.html, report.json, trials.jsonl.
+
+    `resume` goes on where a run was stopped. A finished run of an unchanged job is not repeated: its decision comes from the journal.
+    JobError when the job, its rows or `out` cannot be used, before anything is written; CaptureError when the model cannot be captured;
+    ObjectiveNotMet, after the report was written, when nothing meets the objective.
+    """
+    from burnish.capture import load_model
+
+    out = Path(out)
+    output.check(out)
+    job = job if isinstance(job, Job) else Job.read(job)
+    trials = space(job.search)
+    model = load_model(job.model.load, job.base)
+    subject = Subject(job, out / "work", model)
+    subject.check()
+    marks = output.fingerprint(job, model)
+    lines = journal.read(out / journal.NAME)
+    if lines:
+        journal.check_fingerprint(out / journal.NAME, lines[0], marks)
+        if not resume and not any(line.step == "decided" for line in lines):
+            raise JobError(f"{out} holds a search that was stopped. Go on with --resume, or delete that directory")
+    subject.work.mkdir(parents=True, exist_ok=True)
+    with Journal.open(out / journal.NAME, marks) as kept:
+        search = _Search(subject, kept, trials, progress or (lambda _: None))
+        try:
+            return search.run(out)
+        finally:
+            subject.close()
+
+
+class _Search:
+    """One run over one journal."""
+
+    def __init__(self, subject: Subject, kept: Journal, space: tuple[Trial, ...], tell: Callable[[Progress], object]) -> None:
+        self.subject, self.job, self.journal, self.space, self.tell = subject, subject.job, kept, space, tell
+        self.budget = self.job.search.budget_minutes * 60
+        self.effort = Effort.within(self.budget)
+        self.began = time.monotonic() - kept.seconds
+        self.lines_before = len(kept.lines)
+
+    @property
+    def seconds(self) -> float:
+        """Spent so far, earlier runs included."""
+        return time.monotonic() - self.began
+
+    def run(self, out: Path) -> Result:
+        self._baseline()
+        for trial in self.space:
+            self._try(trial)
+        finalists = self._load()
+        chosen = max(finalists, key=lambda trial: (decide.at_objective(trial, self.job), trial.id), default=None)
+        if chosen is None:
+            return self._nothing(out)
+        return self._chosen(out, chosen)
+
+    def _baseline(self) -> None:
+        self.tell(Progress(0.0, "capture, and score the validation rows with the model as it came"))
+        for name, step in (("build", steps.build), ("quality", steps.original), ("latency", steps.isolated)):
+            line = self._step(name, BASELINE, step)
+            if name == "quality" and line.rejected is not None:
+                raise JobError(f"the validation rows cannot tell even the original from itself: {line.rejected}")
+
+    def _try(self, trial: Trial) -> None:
+        for i, (name, step) in enumerate(steps.STEPS):
+            if self.journal.find(name, trial.id) is None:
+                if i == 0 and self._too_late():
+                    return
+                self.tell(Progress(self._done(trial, i), f"{decide.named(trial)}: {name}"))
+            if self._step(name, trial, step).rejected is not None:
+                break
+        self.tell(Progress(self._done(trial, len(steps.STEPS)), "", self._state(trial)))
+
+    def _load(self) -> list[Trial]:
+        """The feasible trials that were loaded and kept the objective: the fastest, the best peer, and the baseline beside them."""
+        while True:
+            states = self.trials()
+            passed = decide.feasible(states)
+            wanted = passed[: decide.FINALISTS] + decide.peers(passed)[:1]
+            wanted += [t for t in passed if t.id == BASELINE.id]
+            new = [t for t in wanted if self.journal.find("load", t.id) is None]
+            if not new:
+                return [t for t in passed if t.measured.load]
+            for trial in new:
+                self.tell(Progress(0.9, f"{decide.named(trial)}: the highest load that keeps p99 {self.job.objective.p99_ms:g} ms"))
+                self._step("load", trial, steps.highest_load)
+
+    def _chosen(self, out: Path, chosen: Trial) -> Result:
+        states = self.trials()
+        baseline = next(t for t in states if t.id == BASELINE.id)
+        peer = next(iter(decide.peers(decide.feasible(states))), None)
+        others = {t.id: t for t in (peer, baseline) if t is not None and t.id != chosen.id}
+        self.tell(Progress(0.95, "the chosen one, the baseline and the best other tool, side by side"))
+        name = f"compare {' '.join([chosen.id, *sorted(others)])}"
+        compared = self._step(name, None, lambda *_: steps.side_by_side(self.subject, [chosen, *others.values()], self.effort)).result
+        ratios = decide.ratios(chosen, peer, compared, baseline, self.job)
+        needs = self._capacity(chosen, compared["service_us"])
+        plan = Plan(chosen, decide.sentences(self.job, chosen, peer, ratios, needs), ratios, needs)
+        self.tell(Progress(0.98, "the artifact and the report"))
+        artifact = self._keep(out / "artifact", chosen)
+        reused = self._finish(out, states, plan, compared)
+        return Result(plan, states, artifact, reused)
+
+    def _nothing(self, out: Path) -> Result:
+        states = self.trials()
+        sentence = decide.nearest(states, self.job)
+        self._finish(out, states, None, {}, sentence)
+        raise ObjectiveNotMet(sentence)
+
+    def _capacity(self, chosen: Trial, service_us: list[float]) -> dict[str, Any]:
+        here = next((host for host in self.job.hosts if host.name == "this machine"), None)
+        objective = self.job.objective
+        return capacity(
+            service_us,
+            chosen.measured.load["qps"] if chosen.measured.load else None,
+            objective.p99_ms,
+            qps=objective.qps,
+            p99_ms=objective.p99_ms,
+            candidates=objective.candidates,
+            threads=chosen.recipe.threads,
+            cores=(here.cores if here else None) or Host.here().cores,
+            price_per_hour=here.price_per_hour if here else None,
+        )
+
+    def _keep(self, to: Path, chosen: Trial) -> Artifact:
+        """The chosen trial's artifact at its place, with what was measured of it."""
+        line = self.journal.find("kept")
+        if line is not None and line.result["trial"] == chosen.id and (to / "manifest.json").exists():
+            return Artifact.read(to)
+        artifact = self.subject.artifact(chosen.id, chosen.recipe)
+        artifact.measured(**msgspec.to_builtins(chosen.measured))
+        artifact.save(to)
+        self.journal.add(Line("kept", result={"trial": chosen.id}))
+        return artifact
+
+    def _finish(self, out: Path, states: tuple[Trial, ...], plan: Plan | None, compared: dict[str, Any], sentence: str = "") -> bool:
+        """Write the report; True when nothing was done in this run that was not in the journal."""
+        from burnish.report import page
+
+        done = self.journal.find("decided")
+        reused = done is not None and len(self.journal.lines) == self.lines_before
+        if not reused:
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            done = self.journal.add(Line("decided", result={"created": now, "seconds": self.seconds}))
+        assert done is not None
+        report = summary(self.subject, states, plan, compared, sentence, done.result)
+        output.write_json(out / output.REPORT, report)
+        page.write(report, out)
+        for folder in self.subject.work.iterdir():
+            if folder.is_dir():
+                shutil.rmtree(folder)
+        return reused
+
+    def trials(self) -> tuple[Trial, ...]:
+        """All trials as the journal has them, the baseline first."""
+        return tuple(self._state(trial) for trial in (BASELINE, *self.space))
+
+    def _state(self, trial: Trial) -> Trial:
+        lines = [line for line in self.journal.lines if line.trial == trial.id]
+        found = {line.step: line.result for line in lines if line.result}
+        rejected = next((Rejected(line.step, line.rejected) for line in lines if line.rejected is not None), None)
+        if not lines:
+            rejected = Rejected("budget", f"not tried: the budget of {self.job.search.budget_minutes:g} minutes was used up")
+        built, latency, quality = found.get("build", {}), found.get("latency"), found.get("quality") or found.get("screen")
+        return msgspec.structs.replace(
+            trial,
+            measured=Measurement(
+                weight_bytes=built.get("weight_bytes"),
+                arena_bytes=built.get("arena_bytes"),
+                quality=quality,
+                latency_us=latency,
+                candidates_per_second_per_core=latency["candidates_per_second_per_core"] if latency else None,
+                load=found.get("load"),
+            ),
+            rejected=rejected,
+            seconds=sum(line.seconds for line in lines),
+            verdict=quality["verdict"]["sentence"] if quality else "",
+        )
+
+    def _step(self, name: str, trial: Trial | None, call: Callable[..., dict[str, Any]]) -> Line:
+        """The journal's line of a step, after doing it when there is none."""
+        done = self.journal.find(name, trial.id if trial else "")
+        if done is not None:
+            return done
+        began, rejected = time.monotonic(), None
+        try:
+            result = call(self.subject, trial, self.effort)
+        except TurnedDown as verdict:
+            result, rejected = verdict.found, str(verdict)
+        except JobError:
+            raise
+        except BurnishError as error:
+            if trial is None or (trial.id == BASELINE.id and name != "load"):
+                raise
+            result, rejected = {}, str(error)
+        except Exception as error:  # an engine is another's code: one that falls over must not cost what the others have shown
+            if trial is None or trial.id == BASELINE.id:
+                raise
+            if environ.get("BURNISH_DEBUG"):
+                traceback.print_exc(file=sys.stderr)
+            result, rejected = {}, f"failed: {type(error).__name__}: {error}".splitlines()[0]
+        line = Line(name, trial.id if trial else "", result, time.monotonic() - began, rejected)
+        return self.journal.add(line)
+
+    def _too_late(self) -> bool:
+        """Whether another trial would not end within the budget, with what must follow it."""
+        tried = [
+            sum(line.seconds for line in self.journal.lines if line.trial == t.id) for t in self.space if self.journal.find("build", t.id)
+        ]
+        each = sum(tried) / len(tried) if tried else 0.0
+        last = (decide.FINALISTS + 2) * self.effort.load + 3 * self.effort.compare
+        return self.seconds + each + last > self.budget
+
+    def _done(self, trial: Trial, step: int) -> float:
+        per_trial = 0.8 / len(self.space)
+        return 0.1 + per_trial * (self.space.index(trial) + step / len(steps.STEPS))

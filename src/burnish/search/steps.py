@@ -1,0 +1,188 @@
+"""The steps of a trial, cheap evidence first. Each takes the subject and the trial and gives what it found (JSON types), or turns the
+trial down with the sentence the report prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from burnish.measure import latency, load
+from burnish.measure.quality import compare, gate
+from burnish.runtime.artifact import difference
+from burnish.runtime.scorer import Scorer
+from burnish.search.space import BASELINE
+from burnish.search.subject import Subject
+from burnish.search.trial import Trial
+
+SCREEN_ROWS = 20_000  # enough to see the loss of a bad recipe, and scored in a second
+PARITY_CALLS = 4
+SERVICE_POINTS = 200  # quantiles kept of the service times, from which capacity is simulated
+
+
+class TurnedDown(Exception):
+    """A trial ends here; the text is the sentence, `found` what was measured before."""
+
+    def __init__(self, sentence: str, found: dict[str, Any] | None = None) -> None:
+        super().__init__(sentence)
+        self.found = found or {}
+
+
+class Effort(msgspec.Struct, frozen=True):
+    """How long each measurement may take, in seconds."""
+
+    latency: float = 2.0
+    compare: float = 5.0  # each engine of the last side-by-side run
+    load: float = 15.0  # each search for the highest load
+
+    @classmethod
+    def within(cls, budget_seconds: float) -> Effort:
+        """The measurements a budget allows: at five minutes and more the ones above, less below."""
+        share = min(1.0, budget_seconds / 300)
+        return cls(*(max(least, share * full) for full, least in ((cls().latency, 0.2), (cls().compare, 0.3), (cls().load, 1.5))))
+
+
+def build(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
+    """Apply the recipe and build; `compile` has held the engine against the interpreter when this returns."""
+    artifact = subject.artifact(trial.id, trial.recipe)
+    program = artifact.manifest.programs[0]
+    return {"weight_bytes": program.weight_bytes, "arena_bytes": program.arena_bytes, "target": program.target}
+
+
+def screen(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
+    """On real rows: a request beside its candidates scores what the same rows score as a table; and the gate on the first rows, which
+    turns down what is plainly worse. Nothing is accepted on so few."""
+    with _opened(subject, trial) as scorer:
+        rule = scorer.artifact.manifest.golden
+        for i in range(min(PARITY_CALLS, len(subject.traffic))):
+            as_call = subject.output(scorer(*subject.traffic[i]))
+            as_rows = subject.output(scorer.rows(subject.traffic.rows_table(i)))
+            worst, mean = difference(as_call, as_rows)
+            if worst > rule.tolerance or mean > rule.mean_tolerance:
+                raise TurnedDown(f"scores of a request differ from those of the same rows as a table by {worst:.2g}")
+        if len(subject.rows) < 2 * SCREEN_ROWS:
+            return {}
+        scores = subject.score(scorer, SCREEN_ROWS)
+    return _judged(subject, scores, whole=False)
+
+
+def isolated(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
+    """Latency of one call at a time, side by side with the model as it came."""
+    with _opened(subject, trial) as scorer:
+        engines = {BASELINE.id: subject.baseline, trial.id: scorer}
+        found = latency.measure(engines, subject.traffic, effort.latency, rounds=3, threads=trial.recipe.threads)
+    ours, allowed = found[trial.id], subject.job.objective.p99_ms * 1000
+    result = latencies(ours) | {"speedup": latency.faster(ours, found[BASELINE.id]).value}
+    if ours.percentile(99) > allowed:
+        raise TurnedDown(
+            f"p99 of one call alone is {ours.percentile(99) / 1000:.3g} ms at {subject.job.objective.candidates} candidates; "
+            f"{allowed / 1000:.3g} ms are allowed",
+            result,
+        )
+    return result
+
+
+def quality(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
+    """The gate on all validation rows, scored by the built artifact."""
+    with _opened(subject, trial) as scorer:
+        scores = subject.score(scorer, len(subject.rows))
+    return _judged(subject, scores, whole=True)
+
+
+def original(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
+    """The metrics of the model as it came: compared with itself."""
+    return _judged(subject, subject.original, whole=True)
+
+
+def highest_load(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
+    """The highest Poisson load whose p99 stays within the objective."""
+    objective = subject.job.objective
+    with _opened(subject, trial) as scorer:
+        found = load.peak(
+            scorer,
+            subject.traffic,
+            objective.p99_ms * 1000,
+            seconds=effort.load / 12,
+            confirm_seconds=effort.load / 4,
+            budget_seconds=effort.load,
+        )
+    if found.confirmed is None:
+        raise TurnedDown(found.sentence)
+    run = found.confirmed
+    kept = ("p50_us", "p99_us", "queries", "valid", "early_stopping", "late_p99_us", "harness_us", "utilization", "checked")
+    return {
+        "qps": found.qps,
+        **{name: getattr(run, name) for name in kept},
+        "curve": sorted([tried.qps, tried.p99_us] for tried in found.tried if not tried.overloaded),
+        "sentence": found.sentence,
+    }
+
+
+STEPS: tuple[tuple[str, Callable[[Subject, Trial, Effort], dict[str, Any]]], ...] = (
+    ("build", build),
+    ("screen", screen),
+    ("latency", isolated),
+    ("quality", quality),
+)
+
+
+def side_by_side(subject: Subject, trials: list[Trial], effort: Effort) -> dict[str, Any]:
+    """Latencies of several trials in one interleaved run: what ratios are taken from. Trial id -> latencies; under `faster` the first
+    trial's throughput over each other's."""
+    with ExitStack() as opened:
+        scorers = {trial.id: opened.enter_context(_opened(subject, trial)) for trial in trials}
+        found = latency.measure(scorers, subject.traffic, effort.compare, rounds=5)
+    first = found[trials[0].id]
+    service = np.percentile(first.us, np.linspace(0, 100, SERVICE_POINTS))
+    return {
+        "latencies": {name: latencies(each) for name, each in found.items()},
+        "faster": {trial.id: msgspec.to_builtins(latency.faster(first, found[trial.id])) for trial in trials[1:]},
+        "service_us": [round(float(us), 2) for us in service],
+        "versions": first.versions,
+        "cores": list(first.cores),
+    }
+
+
+def latencies(found: latency.Latencies) -> dict[str, Any]:
+    """What is kept of one engine's latencies."""
+    return {
+        "p50": found.percentile(50),
+        "p99": found.percentile(99),
+        "mean": float(np.mean(found.us)),
+        "count": len(found.us),
+        "curve": [list(point) for point in found.curve()],
+        "candidates_per_second_per_core": found.candidates_per_second / found.threads,
+        "note": found.unstable(),
+    }
+
+
+@contextmanager
+def _opened(subject: Subject, trial: Trial) -> Iterator[Scorer]:
+    """The trial's scorer, closed afterwards: engines of other trials do not stay in memory, the baseline's does."""
+    if trial.id == BASELINE.id:
+        yield subject.baseline
+        return
+    with Scorer(subject.artifact(trial.id, trial.recipe), trial.recipe.threads) as scorer:
+        yield scorer
+
+
+def _judged(subject: Subject, scores: np.ndarray, whole: bool) -> dict[str, Any]:
+    """Metrics of the scores of the first rows beside the original's, and the gate's verdict; TurnedDown by it."""
+    rule, rows, n = subject.job.accuracy, subject.rows, len(scores)
+    assert rows.labels is not None  # checked before the search
+    found = compare(
+        rows.labels[:n],
+        subject.original[:n],
+        scores,
+        requests=None if rows.requests is None else rows.requests[:n],
+        slices={name: values[:n] for name, values in rows.slices.items()} if whole else None,
+        confidence=rule.confidence,
+    )
+    verdict = gate(found, rule.metric, rule.max_drop, rule.drop_type)
+    result = msgspec.to_builtins(found) | {"verdict": msgspec.to_builtins(verdict)}
+    if verdict.outcome == "rejected" or (whole and verdict.outcome != "accepted"):
+        raise TurnedDown(verdict.sentence, result)
+    return result

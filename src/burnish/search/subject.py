@@ -1,0 +1,155 @@
+"""What a search measures on: a job's model, rows and traffic, each made on first use and kept, so that a resumed run makes only what it
+needs."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from burnish.errors import JobError
+from burnish.job import Job
+from burnish.measure.gate import LEAST
+from burnish.measure.traffic import Traffic
+from burnish.rows import Rows, check_ids
+from burnish.runtime.artifact import Artifact
+from burnish.runtime.scorer import Scorer
+
+if TYPE_CHECKING:
+    from burnish.graph.node import Graph
+    from burnish.recipe import Recipe
+
+CALIBRATION_ROWS = 20_000
+TRAFFIC_CALLS = 256
+CHUNK = 8192  # rows scored at once where only the scores matter, not the time
+
+
+class Subject:
+    """One job as the search sees it. `work` is where artifacts and scores lie until the decision."""
+
+    def __init__(self, job: Job, work: Path, model: Any) -> None:
+        self.job, self.work, self.model = job, work, model
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The captured model, equal to it at several batch sizes."""
+        from burnish.capture import capture
+
+        graph = capture(self.model, self.job.signature)
+        path = self.job.split_path("validation")
+        assert path is not None
+        check_ids(path, graph.inputs, self.job.columns, self.file_rows.table)  # the model may know bounds that the job does not say
+        return graph
+
+    def check(self) -> None:
+        """Read the validation rows, and refuse what the search cannot use."""
+        _ = self.file_rows
+
+    @cached_property
+    def file_rows(self) -> Rows:
+        """The validation rows in the file's order."""
+        rows = self.job.rows("validation")
+        check_labels(self.job, rows)
+        return rows
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The validation rows, whole requests in random order: so the first rows are a fair sample of all of them."""
+        rows = self.file_rows
+        random = np.random.default_rng(self.job.search.seed)
+        if rows.requests is None:
+            return rows.take(random.permutation(len(rows)))
+        shuffled = random.permutation(int(rows.requests.max()) + 1)
+        return rows.take(np.argsort(shuffled[rows.requests], kind="stable"))
+
+    @cached_property
+    def calibration(self) -> dict[str, np.ndarray] | None:
+        """Rows that quantization may look at, never those it is judged on; None when the job names none."""
+        if self.job.split_path("calibration") is None:
+            return None
+        return self.job.rows("calibration", CALIBRATION_ROWS, self.graph.inputs).table
+
+    @cached_property
+    def traffic(self) -> Traffic:
+        """Calls of the objective's size, made of validation rows."""
+        objective, rows = self.job.objective, self.rows
+        return Traffic.from_rows(self.job.signature, rows.table, rows.requests, objective.candidates, TRAFFIC_CALLS, self.job.search.seed)
+
+    @cached_property
+    def original(self) -> np.ndarray:
+        """Scores (N,) of the model as it came on all validation rows; kept in a file, for a resumed run."""
+        kept = self.work / "original.npy"
+        if kept.exists():
+            return np.load(kept)
+        found = self.score(self.baseline, len(self.rows))
+        part = self.work / ".original.part.npy"
+        np.save(part, found)
+        os.replace(part, kept)
+        return found
+
+    @cached_property
+    def baseline(self) -> Scorer:
+        """The model as it came, in PyTorch eager mode, on one thread."""
+        from burnish.search.space import BASELINE
+
+        return Scorer(self.artifact(BASELINE.id, BASELINE.recipe))
+
+    def artifact(self, name: str, recipe: Recipe) -> Artifact:
+        """The artifact of a trial, built when it is not there yet (or no longer)."""
+        import burnish
+
+        path = self.work / name
+        if (path / "manifest.json").exists():
+            return Artifact.read(path)
+        return burnish.compile(self.graph, recipe, self.calibration, source=self.job.source).save(path)
+
+    def score(self, scorer: Scorer, rows: int, start: int = 0) -> np.ndarray:
+        """Scores of the validation rows from `start` to `rows`, of the output that the label judges."""
+        table = self.rows.table
+        parts = [
+            self.output(scorer.rows({name: array[at : min(at + CHUNK, rows)] for name, array in table.items()}))
+            for at in range(start, rows, CHUNK)
+        ]
+        return np.concatenate(parts)
+
+    def output(self, scores: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+        """(N,) of one call's scores; JobError when the model has several outputs and the job does not say which."""
+        name = self.job.model.output
+        if isinstance(scores, dict):
+            if name not in scores:
+                met = f"there is no {name!r}" if name else "the job does not say which one the label judges"
+                raise JobError(f"the model has the outputs {', '.join(scores)}, and {met}. Set model.output")
+            scores = scores[name]
+        elif name is not None:
+            raise JobError(f"the model has one output, and model.output is {name!r}. Leave it out")
+        if scores.ndim != 1:
+            raise JobError(f"the model puts out {scores.shape[1:]} values a row; the label judges one. Name an output with one value a row")
+        return scores
+
+    def close(self) -> None:
+        """Release the baseline's engine, if it was opened."""
+        if "baseline" in self.__dict__:
+            self.baseline.close()
+
+
+def check_labels(job: Job, rows: Rows) -> None:
+    """Refuse validation labels from which the gate cannot conclude anything: all of one class, or too few of one."""
+    path, labels = job.split_path("validation"), rows.labels
+    assert path is not None and labels is not None  # data.validation and data.label are needed keys
+    ones = int(np.count_nonzero(labels))
+    zeros = len(labels) - ones
+    if not ones or not zeros:
+        what = (
+            f"every label in column {job.data.label!r} is {1 if ones else 0} ({len(labels):,} rows)" if len(labels) else "there are no rows"
+        )
+        raise JobError(f"{path.name}: {what}. Accuracy needs rows of both classes")
+    units = len(np.unique(rows.requests)) if rows.requests is not None else LEAST
+    if min(ones, zeros, units) < LEAST:
+        inside = f" in {units} requests" if rows.requests is not None else ""
+        raise JobError(
+            f"{path.name}: {ones:,} positive and {zeros:,} negative rows{inside} are too few for the accuracy gate. "
+            f"Give at least {LEAST} of each"
+        )

@@ -1,0 +1,102 @@
+"""report.json, schema 1: the decision and everything it rests on, as one dictionary."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Any
+
+import msgspec
+
+import burnish
+from burnish.host import Host, versions
+from burnish.recipe import describe
+from burnish.search.space import BASELINE
+from burnish.search.subject import Subject
+from burnish.search.trial import Plan, Trial
+
+SCHEMA = 1
+
+
+def summary(
+    subject: Subject, trials: tuple[Trial, ...], plan: Plan | None, compared: dict[str, Any], sentence: str, done: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of report.json. Without a plan, `sentence` says why nothing was chosen."""
+    job, chosen = subject.job, plan.chosen if plan else None
+    side_by_side = compared.get("latencies", {})
+    rows = [trial_row(trial, chosen, side_by_side) for trial in trials]
+    baseline = next(row for row in rows if row["id"] == BASELINE.id)
+    calibration = job.split_path("calibration")
+    return {
+        "schema": SCHEMA,
+        "title": job.title,
+        "decision": {
+            "recipe": chosen.recipe.name if chosen else None,
+            "backend": chosen.recipe.backend if chosen else None,
+            "sentence": plan.sentences[0] if plan else sentence,
+            "sentences": list(plan.sentences) if plan else [sentence],
+        },
+        "baseline": baseline,
+        "chosen": next((row for row in rows if chosen and row["id"] == chosen.id), None),
+        "ratios": plan.ratios if plan else {},
+        "capacity": plan.capacity if plan else None,
+        "trials": rows,
+        "service_us": compared.get("service_us", []),
+        "side_by_side": side_by_side,
+        "objective": msgspec.to_builtins(job.objective),
+        "accuracy": msgspec.to_builtins(job.accuracy),
+        "data": {
+            "validation_rows": baseline["quality"]["rows"],
+            "calibration": calibration.name if calibration else None,
+            "requests": baseline["quality"]["requests"],
+        },
+        "hosts": msgspec.to_builtins(job.hosts),
+        "host": msgspec.to_builtins(Host.here()),
+        "versions": {"burnish": burnish.__version__}
+        | versions("torch", "onnxruntime", "openvino", "numpy", "mlcommons-loadgen", "ziglang"),
+        "job": job.path,
+        "command": shlex.join(["burnish", "optimize", job.path, "--out", str(subject.work.parent)]),
+        "python": sys.version.split()[0],
+        "seconds": done["seconds"],
+        "created": done["created"],
+    }
+
+
+def trial_row(trial: Trial, chosen: Trial | None, side_by_side: dict[str, Any]) -> dict[str, Any]:
+    """One of report.json's trials. Latencies are those of the last side-by-side run where the trial took part in it."""
+    measured, recipe = trial.measured, trial.recipe
+    latency = side_by_side.get(trial.id) or measured.latency_us
+    status = (
+        "chosen"
+        if chosen and trial.id == chosen.id
+        else "baseline"
+        if trial.id == BASELINE.id
+        else "rejected"
+        if trial.rejected
+        else "feasible"
+    )
+    return {
+        "id": trial.id,
+        "recipe": recipe.name,
+        "steps": [] if not recipe.steps else describe(recipe).split(" > "),
+        "backend": recipe.backend,
+        "threads": recipe.threads,
+        "status": status,
+        "stage": trial.rejected.stage if trial.rejected else None,
+        "reason": trial.rejected.reason if trial.rejected else None,
+        "quality": _quality(measured.quality),
+        "verdict": trial.verdict,
+        "latency_us": latency,
+        "candidates_per_second_per_core": latency["candidates_per_second_per_core"] if latency else None,
+        "weight_bytes": measured.weight_bytes,
+        "arena_bytes": measured.arena_bytes,
+        "load": measured.load,
+        "seconds": trial.seconds,
+    }
+
+
+def _quality(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Metrics by name, and beside them what they were measured on."""
+    if found is None:
+        return None
+    return found["metrics"] | {key: found[key] for key in ("rows", "positives", "requests", "confidence", "slices", "notes")}

@@ -1,0 +1,53 @@
+"""What a search finds out: a Trial is a Recipe with what was measured of it, and, where it was turned down, the sentence that says why."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from burnish.recipe import Recipe
+
+Status = Literal["baseline", "chosen", "feasible", "rejected"]
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    """Where a trial ended, and the sentence the report prints."""
+
+    stage: str  # build, quality, latency, load, budget
+    reason: str
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    """What is known of a built recipe; None where it was turned down before that was measured.
+
+    `quality`: metric name -> Delta as a dictionary, with `rows`; `latency_us`: p50, p99, mean, count and `curve`, one call at a time;
+    `load`: the highest load that kept the objective: qps, p99_us, queries, valid.
+    """
+
+    weight_bytes: int | None = None
+    arena_bytes: int | None = None
+    quality: dict[str, Any] | None = None
+    latency_us: dict[str, Any] | None = None
+    candidates_per_second_per_core: float | None = None
+    load: dict[str, Any] | None = None
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """One point of the search: a recipe, what was measured, and the verdict."""
+
+    id: str
+    recipe: Recipe
+    measured: Measurement = Measurement()
+    rejected: Rejected | None = None
+    seconds: float = 0.0
+    verdict: str = ""  # the gate's sentence, where the gate was reached
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The decision: the chosen trial, in three sentences, with its ratios, capacity and price (the keys of report.json)."""
+
+    chosen: Trial
+    sentences: tuple[str, str, str]
+    ratios: dict[str, Any]
+    capacity: dict[str, Any]
