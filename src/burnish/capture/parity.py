@@ -1,0 +1,89 @@
+"""Rows to try a captured graph on, and the comparison with the model it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from burnish.errors import BurnishError, CaptureError
+from burnish.graph.interpret import interpret
+from burnish.graph.node import Graph
+from burnish.inputs import Input
+
+BATCHES = (1, 2, 37, 128)
+TOLERANCE = 1e-5  # of an output's largest magnitude
+UNBOUNDED = 5  # integers whose bound nobody knows are drawn below this: positions and lengths are small
+
+Table = dict[str, np.ndarray]
+
+
+def random_rows(inputs: Sequence[Input], n: int, seed: int = 0) -> Table:
+    """A plain table of `n` rows: ids uniform within their cardinality, floats normal, bools fair."""
+    rng = np.random.default_rng(seed)
+    return {spec.name: _draw(spec, n, rng) for spec in inputs}
+
+
+def _draw(spec: Input, n: int, rng: np.random.Generator) -> np.ndarray:
+    shape = (n, *spec.shape)
+    if spec.dtype == "bool":
+        return rng.random(shape) < 0.5
+    bounds = [spec.cardinality_of(c) for c in range(spec.columns)]
+    floats = spec.dtype in ("float32", "float64")
+    free = rng.standard_normal(shape) if floats else rng.integers(0, UNBOUNDED, shape)
+    if all(b is None for b in bounds):
+        return free.astype(spec.dtype)
+    high = np.array([UNBOUNDED if b is None else b for b in bounds])
+    ids = rng.integers(0, high.reshape(-1, *(1,) * (len(spec.shape) - 1)) if spec.shape else high[0], shape)
+    if not floats:
+        return ids.astype(spec.dtype)
+    bounded = np.array([b is not None for b in bounds]).reshape(-1, *(1,) * (len(spec.shape) - 1)) if spec.shape else np.True_
+    return np.where(bounded, ids, free).astype(spec.dtype)
+
+
+def example_rows(examples: Mapping[str, np.ndarray], n: int) -> Table:
+    """`n` rows of the user's own, repeated where there are fewer."""
+    return {name: array[np.arange(n) % len(array)] for name, array in examples.items()}
+
+
+def check_parity(graph: Graph, model: Callable[[Table], Mapping[str, np.ndarray]], rows: Table, batches: Sequence[int] = BATCHES) -> None:
+    """CaptureError when graph and model differ on the first n of `rows` for any n of `batches`, or when the model mixes rows."""
+    alone: dict[str, np.ndarray] = {}
+    for n in batches:
+        table = {name: array[:n] for name, array in rows.items()}
+        want = model(table)
+        try:
+            got = interpret(graph, table)
+        except (BurnishError, ValueError, IndexError) as error:
+            raise CaptureError(f"the captured graph does not compute at batch {n}: {error}") from error
+        for name, expected in want.items():
+            if name not in got or got[name].shape != expected.shape:
+                met = got[name].shape if name in got else "nothing"
+                raise CaptureError(f"output {name!r} of the captured graph has shape {met} at batch {n}, the model's has {expected.shape}")
+            if n == batches[0]:
+                alone[name] = expected
+            elif difference(alone[name], expected[: len(alone[name])]) > TOLERANCE:
+                raise CaptureError(
+                    f"output {name!r} of the first row changes by {difference(alone[name], expected[: len(alone[name])]):.2g} (relative) "
+                    f"between batch {batches[0]} and batch {n}: the model mixes the rows of a batch, so a row has no score of its own"
+                )
+            off = difference(expected, got[name])
+            if off > TOLERANCE:
+                raise CaptureError(
+                    f"output {name!r} of the captured graph differs from the model's by {off:.2g} of its largest magnitude at batch {n} "
+                    f'(allowed {TOLERANCE:g}). Please report it; until then serve the model as it came: backend="eager"'
+                )
+
+
+def difference(expected: np.ndarray, got: np.ndarray) -> float:
+    """The largest absolute difference over the largest finite magnitude of `expected` (at least 0.01); inf where only one is NaN or inf."""
+    if expected.size == 0:
+        return 0.0
+    a, b = expected.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(a)
+    same = np.where(finite, np.isfinite(b), (a == b) | (np.isnan(a) & np.isnan(b)))
+    if not same.all():
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    return float(np.abs(a[finite] - b[finite]).max() / max(np.abs(a[finite]).max(), 0.01))
