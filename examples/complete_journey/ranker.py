@@ -68,7 +68,7 @@ def train(data: Path, out: Path, batch: int = 4096, epochs: float = 0.5, seed: i
     sizes = {"cardinality": list(names["cardinality"].values()), "dense": len(names["dense"])}
     model = DCNv2(**sizes)
     tables = set(model.tables.parameters())
-    optimizer = torch.optim.Adam([{"params": list(tables), "lr": 2e-3}, {"params": [p for p in model.parameters() if p not in tables], "lr": 1e-3}])
+    optimizer = torch.optim.Adam([{"params": list(tables), "lr": 2e-2}, {"params": [p for p in model.parameters() if p not in tables], "lr": 1e-3}])
     order = torch.randperm(len(ids))[: int(len(ids) * epochs)]
     steps, start = len(order) // batch, time.time()
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
