@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
 from burnish.errors import CaptureError
 from burnish.graph.node import Graph
 from burnish.inputs import Input

@@ -140,7 +140,7 @@ def variance(x: Value, dims: Sequence[int] | None, correction: float, keepdims: 
     dims = list(dims) if dims else list(range(len(x.shape)))
     centred = sub(x, V.reduce(Op.MEAN, x, dims, True, "a variance over the rows"))
     total = V.reduce(Op.SUM, mul(centred, centred), dims, keepdims, "a variance over the rows")
-    return mul(total, 1 / max(math.prod(x.shape[d] for d in dims) - correction, 0.0 or 1e-300))
+    return mul(total, 1 / max(math.prod(x.shape[d] for d in dims) - correction, 1e-300))
 
 
 def norm(x: Value, order: float, dims: Sequence[int] | None, keepdims: bool) -> Value:

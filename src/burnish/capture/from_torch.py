@@ -113,7 +113,7 @@ class _Told:
 
 
 class _Caller(torch.nn.Module):
-    """The model called with one tensor for each input, in order, giving a flat tuple of tensors; `told.names` are those of the last call."""
+    """The model called with one tensor for each input, in order, giving a flat tuple of tensors; `told.names` are their names."""
 
     def __init__(self, model: torch.nn.Module, form: Form) -> None:
         super().__init__()

@@ -111,6 +111,8 @@ def behind(shape: Shape, rows: int | None, outer: int, inner: int) -> Shape:
 
 
 def _reshaped(node: Node, shape: Shape) -> Node:
+    while node.op is Op.RESHAPE:
+        node = node.inputs[0]
     return node if node.shape == shape else Node(Op.RESHAPE, (node,), shape=shape)
 
 
@@ -394,10 +396,13 @@ def reduce(op: Op, value: Value, dims: Sequence[int] | None, keepdims: bool, wha
     if value.rows in chosen and value.is_constant and op in (Op.MEAN, Op.MAX, Op.MIN) and not value.row_axes:
         value = unsqueeze(without_rows(value), value.rows or 0)
     axes = tuple(value.axis(d, what) for d in chosen)
-    shape = tuple(1 if d in chosen else n for d, n in enumerate(value.shape))
-    node = Node(op, (value.node,), axes=axes, keepdims=True) if axes else value.node
-    kept = replace(value, node=node, shape=shape)
-    return kept if keepdims else squeeze(kept, chosen)
+    if not axes:
+        return value
+    node = Node(op, (value.node,), axes=axes, keepdims=keepdims)
+    if keepdims:
+        return replace(value, node=node, shape=tuple(1 if d in chosen else n for d, n in enumerate(value.shape)))
+    rows = None if value.rows is None else value.rows - sum(d < value.rows for d in chosen)
+    return replace(value, node=node, shape=tuple(n for d, n in enumerate(value.shape) if d not in chosen), rows=rows)
 
 
 def along(op: Op, value: Value, dim: int, what: str, **attrs: object) -> Value:
