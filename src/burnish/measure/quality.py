@@ -70,8 +70,8 @@ class Quality(msgspec.Struct, frozen=True):
     def __getitem__(self, metric: str) -> Delta:
         """The Delta of a metric; MeasureError naming those there are."""
         if metric not in self.metrics:
-            why = " Give the request of each row to measure it" if self.requests is None and metric in PER_REQUEST else ""
-            raise MeasureError(f"quality has no metric {metric!r}; it has {', '.join(self.metrics)}.{why}")
+            why = ". Give the request of each row to measure it" if self.requests is None and metric in PER_REQUEST else ""
+            raise MeasureError(f"quality has no metric {metric!r}; it has {', '.join(self.metrics)}{why}")
         return self.metrics[metric]
 
 
