@@ -150,7 +150,9 @@ def _layernorm(pool: list[Node], pick: Pick, w: Weights) -> Node:
 def _concat(pool: list[Node], pick: Pick, w: Weights) -> Node:
     a = _any(pool, pick)
     axis = _axis(a, pick)
-    fits = [x for x in pool if x.shape[:axis] == a.shape[:axis] and x.shape[axis + 1 :] == a.shape[axis + 1 :]]
+    fits = [
+        x for x in pool if len(x.shape) == len(a.shape) and x.shape[:axis] == a.shape[:axis] and x.shape[axis + 1 :] == a.shape[axis + 1 :]
+    ]
     parts = [a, *(fits[pick(len(fits))] for _ in range(1 + pick(3)))]
     return concat(parts, axis)
 
