@@ -68,7 +68,7 @@ def _capture_as(
     """Capture at the first prime; at a second one where a number might be the number of rows or only happens to be a multiple of it."""
     failed: CaptureError | None = None
     for prime in primes[:2]:
-        caller = _Caller(model, form)
+        caller = Caller(model, form)
         try:
             graph = verify(bounded(_translated(caller, form, prime)))
             if check:
@@ -112,7 +112,7 @@ class _Told:
     names: Sequence[str] = ()
 
 
-class _Caller(torch.nn.Module):
+class Caller(torch.nn.Module):
     """The model called with one tensor for each input, in order, giving a flat tuple of tensors; `told.names` are their names."""
 
     def __init__(self, model: torch.nn.Module, form: Form) -> None:
@@ -156,7 +156,7 @@ class _Untraceable(CaptureError):
     """torch.export gave up."""
 
 
-def _traced(caller: _Caller, form: Form, batch: int) -> torch.export.ExportedProgram:
+def _traced(caller: Caller, form: Form, batch: int) -> torch.export.ExportedProgram:
     """The exported program with functional core ATen ops. The example tensors are never read, so they cost address space only."""
     device = next((t.device for t in (*caller.parameters(), *caller.buffers())), torch.device("cpu"))
     tensors = tuple(torch.empty((batch, *spec.shape), dtype=getattr(torch, spec.dtype), device=device) for spec in form.inputs)
@@ -199,7 +199,7 @@ def _location(node: torch.fx.Node) -> str:
     return _user_frame(found) if found else "an unknown line"
 
 
-def _translated(caller: _Caller, form: Form, batch: int) -> Graph:
+def _translated(caller: Caller, form: Form, batch: int) -> Graph:
     program = _traced(caller, form, batch)
     names = list(caller.told.names)
     walk = _Walk(program, form, batch)
@@ -369,7 +369,7 @@ def _batch_range(program: torch.export.ExportedProgram) -> int:
     return max([1, *lows])
 
 
-def _check(graph: Graph, caller: _Caller, form: Form, examples: Mapping[str, np.ndarray] | None, least: int) -> None:
+def _check(graph: Graph, caller: Caller, form: Form, examples: Mapping[str, np.ndarray] | None, least: int) -> None:
     def run(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         device = next((t.device for t in (*caller.parameters(), *caller.buffers())), torch.device("cpu"))
         try:
