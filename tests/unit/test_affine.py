@@ -33,6 +33,8 @@ def test_dot_is_the_exact_integer_product(m, k, n, zero_point, with_init):
 
 
 def test_dot_is_exact_at_the_largest_sums_that_fit_32_bits():
+    block = affine.EXACT
+    assert affine.dot(np.full((1, block), 255, np.uint8), np.full((1, block), -128, np.int8), 0).item() == -255 * 128 * block
     k = 66_000
     assert affine.dot(np.full((1, k), 255, np.uint8), np.full((1, k), -127, np.int8), 0).item() == -255 * 127 * k
 

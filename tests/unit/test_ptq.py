@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from burnish import testing
 from burnish.errors import RecipeError
 from burnish.graph.interpret import interpret, interpret_request
 from burnish.graph.node import Graph, Node, input_node, weight
@@ -15,6 +16,7 @@ from burnish.passes.factor import factor_request
 from burnish.passes.tidy import tidy
 from burnish.quantize import affine, ptq
 from burnish.quantize.sensitivity import sensitivity
+from burnish.recipe import apply, recipe
 
 CHOICE = {"ranges": "min-max", "migration": 0.0, "bias_correction": False}
 NAIVE = {**CHOICE, "keep_poor": False}
@@ -69,6 +71,37 @@ def test_a_quantized_network_is_as_close_to_the_float_one_as_its_scales_allow(wi
         bound += 1e-5 * (np.abs(value) + bound + steps @ np.abs(w / multiplier).T)
         value = np.maximum(value, 0)
     assert (np.abs(interpret(int8, {"x": x})["y"] - value) <= bound).all()
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(testing.graphs(), st.sampled_from([0.0, 0.5, 1.0]))
+def test_each_linear_of_a_random_graph_is_as_close_as_its_scales_allow(graph, migration):
+    table = testing.rows(graph, 40)
+    for choice in ptq.choose(graph, table, "min-max", migration, bias_correction=False, narrowest=1):
+        int8 = verify(ptq.quantized(graph, [choice]))
+        (node,) = (node for node in int8.order if node.op is Op.QLINEAR)
+        multiplier = choice.scheme.multiplier.astype(np.float64)
+        w, scale = choice.linear.weight.astype(np.float64), node.inputs[2]["weight"].array.astype(np.float64)
+        x = interpret(Graph(graph.inputs, {"x": choice.linear.value}), table)["x"]
+        exact = interpret(Graph(graph.inputs, {"y": choice.linear.node}), table)["y"]
+        steps = np.abs(x) * np.abs(multiplier) + 1
+        bound = np.abs(w / multiplier).sum(axis=1) + steps.sum(axis=-1, keepdims=True) * scale / 2
+        got = interpret(Graph(graph.inputs, {"y": node}), table)["y"]
+        assert (np.abs(got - exact) <= bound + 1e-5 * (np.abs(exact) + steps @ np.abs(w / multiplier).T)).all()
+
+
+@pytest.mark.parametrize("model", testing.MODELS)
+@pytest.mark.parametrize("name", ["int8-tables", "bf16-tables"])
+def test_the_rankers_everyone_knows_stay_themselves(model, name):
+    """Random weights; noise of the scores against those of the graph as captured, and one request beside its candidates has the same."""
+    graph = testing.MODELS[model]()
+    changed = apply(graph, recipe(name), testing.rows(graph, 256))
+    table = testing.one_request(graph, testing.rows(graph, 64, seed=1))
+    exact, got = interpret(graph, table), interpret(changed, table)
+    beside = interpret_request(changed, *testing.as_request(graph, table))
+    for output, y in exact.items():
+        assert decibels(y, got[output]) > 25
+        assert np.allclose(beside[output], got[output], rtol=1e-3, atol=1e-4)
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)

@@ -14,6 +14,7 @@ import numpy as np
 
 U8_MAX = 255
 S8_MAX = 127
+EXACT = (1 << 24) // (U8_MAX * 128)
 
 
 def quantize(x: np.ndarray, multiplier: np.ndarray, zero_point: int) -> np.ndarray:
@@ -28,10 +29,14 @@ def quantize(x: np.ndarray, multiplier: np.ndarray, zero_point: int) -> np.ndarr
 def dot(q: np.ndarray, weight: np.ndarray, zero_point: int, init: np.ndarray | None = None) -> np.ndarray:
     """uint8 (..., K), int8 (N, K)[, int32 (..., N)] -> int32 (..., N), exact.
 
-    Products and sums of up to 2**53 are exact in float64, which lets BLAS do the work; |sum| stays below 2**31 for K < 66,000.
+    BLAS does the work in float32: integers below 2**24 add up exactly there in any order, and a block of EXACT columns stays below.
+    Over all blocks |sum| stays below 2**31 for K < 66,000.
     """
-    acc = (q.astype(np.float64) - zero_point) @ weight.astype(np.float64).T
-    acc = acc.astype(np.int64).astype(np.int32)
+    x = q.astype(np.float32) - np.float32(zero_point)
+    w = weight.astype(np.float32).T
+    acc = np.zeros((*q.shape[:-1], len(weight)), np.int32)
+    for start in range(0, q.shape[-1], EXACT):
+        acc += (x[..., start : start + EXACT] @ w[start : start + EXACT]).astype(np.int32)
     return acc if init is None else acc + init
 
 
