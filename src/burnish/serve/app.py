@@ -34,6 +34,7 @@ from burnish.serve.protocol import LIMITS, Limits, Refused, Signature
 
 _JSON = [("content-type", "application/json")]
 _VERSION = "1"
+DRAIN_SECONDS = 30  # what requests in flight have to finish after SIGTERM
 
 
 class Served:
@@ -84,13 +85,11 @@ class Application:
         scores = protocol.score(model.scorer, call)
         computed = time.perf_counter()
         answer, header_length = protocol.encode(model.signature, call, scores, model.name, model.version)
+        self.counters.scored(call.rows, computed - computing, time.perf_counter() - began)  # before the answer, or a kill could lose it
         if header_length is None:
             http.response_bytes(200, _JSON, answer)
         else:
-            http.response_bytes(
-                200, [("content-type", "application/octet-stream"), (protocol.HEADER_LENGTH, str(header_length))], answer
-            )  # fmt: skip
-        self.counters.scored(call.rows, computed - computing, time.perf_counter() - began)
+            http.response_bytes(200, [("content-type", "application/octet-stream"), (protocol.HEADER_LENGTH, str(header_length))], answer)
 
     async def _body(self, headers: Any, http: Any) -> bytes:
         """The whole body, read no further than the limit."""
@@ -195,6 +194,7 @@ def serve(
         websockets=False,
         workers=workers,
         respawn_failed_workers=True,
+        workers_kill_timeout=DRAIN_SECONDS,
         log_level=LogLevels.error,
     )
     loader = functools.partial(_application, artifact.path, name, limits, board.path, board.facts, metrics is None, workers > 1)
@@ -213,6 +213,9 @@ def _application(
     path: Path, name: str, limits: Limits, board_path: Path, facts: dict[str, str], metrics_here: bool, pin: bool
 ) -> Application:
     """What a worker runs: it maps the artifact, takes a row of the board, and a core when there are several workers."""
+    # a fork has its parent's handlers, which would swallow a signal that comes before granian sets the worker's own
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
     _end_with_parent()
     board = Board(board_path, facts)
     counters = board.claim()

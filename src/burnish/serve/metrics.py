@@ -102,7 +102,9 @@ class Board:
         info = GaugeMetricFamily("burnish_info", "What is served.", labels=tuple(self.facts))
         info.add_metric(tuple(self.facts.values()), 1)
         yield info
-        answers = CounterMetricFamily("burnish_requests", "Inference requests by HTTP status.", labels=("status",))
+        answers = CounterMetricFamily(
+            "burnish_requests", "Inference requests, and other requests that were refused, by HTTP status.", labels=("status",)
+        )
         for at, status in enumerate(STATUSES):
             answers.add_metric((str(status),), total[at])
         yield answers
