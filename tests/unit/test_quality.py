@@ -218,6 +218,14 @@ def test_the_gate_accepts_when_the_bad_end_is_inside():
     )
 
 
+@pytest.mark.parametrize(
+    ("allowed", "text"), [(1.0, "100 %"), (0.001, "0.1 %"), (0.0001234, "0.012 %"), (1e-8, "0.000001 %"), (0, "0 %"), (0.25, "25 %")]
+)
+def test_shares_are_written_with_two_digits_and_no_exponent(allowed, text):
+    found = quality.compare(*rows(200)[:3])
+    assert f"a drop of {text} is allowed" in quality.gate(found, max_drop=allowed).sentence
+
+
 def test_the_gate_rejects_when_even_the_good_end_is_outside():
     labels, original, scores, _ = rows(50_000, noise=2)
     verdict = quality.gate(quality.compare(labels, original, scores), max_drop=0.001)

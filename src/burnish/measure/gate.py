@@ -139,8 +139,12 @@ def _round_up(rows: float) -> int:
 
 
 def _percent(x: float) -> str:
-    return f"{100 * x:.2g} %"
+    return f"{_plain(100 * x)} %"
 
 
 def _plain(x: float) -> str:
-    return f"{x:.2g}"
+    """Two significant digits, never an exponent."""
+    if not x:
+        return "0"
+    text = f"{x:.{max(0, 1 - math.floor(math.log10(abs(x))))}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -56,7 +56,7 @@ class Latencies(msgspec.Struct, frozen=True):
 
     def curve(self, quantiles: Sequence[float] = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 99.5, 99.9, 100)) -> list[tuple[float, float]]:
         """(quantile, us) pairs for a plot; only those that the number of calls resolves."""
-        return [(q, self.percentile(q)) for q in quantiles if q in (0, 100) or len(self.us) * min(q, 100 - q) >= 100]
+        return [(q, self.percentile(q)) for q in quantiles if q in (0, 100) or len(self.us) * min(q, 100 - q) > 99.9]
 
     @property
     def candidates_per_second(self) -> float:

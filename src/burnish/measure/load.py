@@ -131,14 +131,14 @@ def server(
     late_us = _lateness(run.issued_ns, scheduled_us, delay_us)
     wrong = sum(not _same(answer, truth[index], tolerance) for index, answer in run.answers)
     service = np.asarray(run.service_ns) / 1000
-    span = (scheduled_us + latency_us).max() - scheduled_us.min()
+    span = float((scheduled_us + latency_us).max() - scheduled_us.min())
     result = LoadResult(
         qps=qps,
         achieved_qps=len(latency_us) / span * 1e6,
         slo_us=p99_us,
         **{name: _rank(latency_us, q) for name, q in (("p50_us", 50), ("p90_us", 90), ("p99_us", 99), ("p999_us", 99.9), ("max_us", 100))},
         queries=len(latency_us),
-        seconds=float(span / 1e6),
+        seconds=span / 1e6,
         valid=False,
         cause="",
         reason="",
@@ -152,7 +152,7 @@ def server(
         candidates=float(np.diff(traffic.ends).mean()),
         checked=len(run.answers),
         wrong=wrong,
-        curve=tuple((q, _rank(latency_us, q)) for q in (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9) if len(latency_us) * (100 - q) >= 100),
+        curve=tuple((q, _rank(latency_us, q)) for q in (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9) if len(latency_us) * (100 - q) > 99.9),
         cores=run.cores,
         host=Host.here(),
         versions=versions(*PACKAGES, "mlcommons-loadgen"),
@@ -187,7 +187,8 @@ def peak(
     tried: list[LoadResult] = []
 
     def seconds_for(qps: float, wanted: float) -> float:
-        return max(wanted, 1.2 * calls_needed(99) / qps)  # LoadGen's rule needs so many queries even without a miss
+        # LoadGen's rule needs so many queries even without a miss; and a queue needs time to grow as long as it will
+        return max(wanted, 1.2 * calls_needed(99) / qps, 20 * p99_us / 1e6)
 
     def holds(qps: float, wanted: float) -> bool:
         for _ in range(2):  # a late generator says nothing about the load: once more
