@@ -20,6 +20,7 @@ from burnish.recipe import apply, recipe
 
 CHOICE = {"ranges": "min-max", "migration": 0.0, "bias_correction": False}
 NAIVE = {**CHOICE, "keep_poor": False}
+SMALL = {"dcn_v2": {"ids": 8, "deep": (96, 48)}, "dlrm": {"ids": 8, "bottom": (64, 32), "top": (64, 32)}}
 
 
 def linear(x: Node, outputs: int, rng: np.random.Generator, name: str = "w") -> Node:
@@ -94,7 +95,7 @@ def test_each_linear_of_a_random_graph_is_as_close_as_its_scales_allow(graph, mi
 @pytest.mark.parametrize("name", ["int8-tables", "bf16-tables"])
 def test_the_rankers_everyone_knows_stay_themselves(model, name):
     """Random weights; noise of the scores against those of the graph as captured, and one request beside its candidates has the same."""
-    graph = testing.MODELS[model]()
+    graph = testing.MODELS[model](**SMALL.get(model, {}))
     changed = apply(graph, recipe(name), testing.rows(graph, 256))
     table = testing.one_request(graph, testing.rows(graph, 64, seed=1))
     exact, got = interpret(graph, table), interpret(changed, table)

@@ -150,6 +150,7 @@ def quantized(graph: Graph, choices: Sequence[Choice]) -> Graph:
     A linear that has a float init keeps it as an addition. RecipeError when a sum could leave 32 bits.
     """
     by_node = {choice.linear.node: choice for choice in choices}
+    multipliers: dict[int, Node] = {}  # linears that share a scheme share its multiplier, and so its QUANTIZE
 
     def change(node: Node, operands: tuple[Node, ...]) -> Node:
         if node not in by_node:
@@ -158,7 +159,7 @@ def quantized(graph: Graph, choices: Sequence[Choice]) -> Graph:
         name, scheme = choice.linear.name, choice.scheme
         q, scale = weights(choice.linear, scheme)
         bias = constant(node.inputs[2]).astype(np.float32) + choice.bias_shift
-        multiplier = weight(f"{name}.multiplier", scheme.multiplier)
+        multiplier = multipliers.setdefault(id(scheme), weight(f"{name}.multiplier", scheme.multiplier))
         x = Node(Op.QUANTIZE, (operands[0], multiplier), zero_point=scheme.zero_point)
         packed = (weight(f"{name}.int8", q), weight(f"{name}.scale", scale), weight(f"{name}.bias", bias))
         y = Node(Op.QLINEAR, (x, *packed), zero_point=scheme.zero_point)
