@@ -49,6 +49,10 @@ def compile(
     if threads is not None:
         chosen = msgspec.structs.replace(chosen, threads=threads)
     tool = _tool(chosen.backend, source)
+    if chosen.backend == "eager" and chosen.steps:
+        raise BuildError(f"the backend eager runs the model as it came, so it takes the recipe original; met {recipes.describe(chosen)}")
+    if getattr(tool, "rows_only", False):
+        chosen = chosen.without(recipes.FactorRequest)
     absent = tool.missing()
     if absent:
         raise BuildError(absent)

@@ -21,6 +21,7 @@ DIRECTORY = "program/onnxruntime"
 
 class OnnxRuntime:
     name = "onnxruntime"
+    rows_only = True
 
     def missing(self) -> str | None:
         for package in ("onnx", "onnxruntime"):

@@ -23,6 +23,7 @@ PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 class OpenVino:
     name = "openvino"
+    rows_only = True
 
     def missing(self) -> str | None:
         for package in ("onnx", "openvino"):

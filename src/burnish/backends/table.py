@@ -65,7 +65,11 @@ class Engine(Protocol):
 
 
 class Backend(Protocol):
-    """One way to compute a Graph."""
+    """One way to compute a Graph.
+
+    A class attribute `rows_only = True` says that its engines repeat the request's values beside every candidate, so that request
+    factoring gains nothing: compile then leaves that step out, which changes no bit of an int8 linear.
+    """
 
     name: str
 

@@ -1,0 +1,134 @@
+"""The model as it came, in PyTorch's eager mode: the baseline that everything else is measured against.
+
+Such an artifact is for measuring, not for shipping: it needs torch, and where the model came as "file.py:function" it names that file where
+it lies, because no copy could carry all that the function reads.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from burnish.backends.expand import Expand
+from burnish.backends.table import Arrays, Program
+from burnish.errors import BuildError
+from burnish.graph.node import Graph
+from burnish.host import Host
+from burnish.inputs import Input
+
+DIRECTORY = "program/eager"
+
+
+class Eager:
+    name = "eager"
+    rows_only = True
+
+    def __init__(self, source: Any = None) -> None:
+        """`source`: "file.py:function", the path of a .pt2, an nn.Module or an ExportedProgram."""
+        self.source = source
+
+    def missing(self) -> str | None:
+        return None if find_spec("torch") else "the backend eager needs PyTorch. Install it: pip install torch"
+
+    def build(self, graph: Graph, host: Host, out: Path, threads: int = 1) -> Program:
+        import torch
+
+        source = self.source
+        if source is None:
+            raise BuildError("the backend eager runs the model as it came, which it was not given. Give compile the model: source=")
+        folder = out / DIRECTORY
+        folder.mkdir(parents=True)
+        spec = f"{DIRECTORY}/model.pt2"
+        if isinstance(source, torch.nn.Module):
+            torch.export.save(_exported(source, graph), folder / "model.pt2")
+        elif isinstance(source, torch.export.ExportedProgram):
+            torch.export.save(source, folder / "model.pt2")
+        elif str(source).endswith(".pt2"):
+            shutil.copyfile(source, folder / "model.pt2")
+        elif ".py:" in str(source):
+            file, _, function = str(source).rpartition(":")
+            spec = f"{os.path.abspath(file)}:{function}"
+        else:
+            raise BuildError(
+                f"the backend eager runs PyTorch models, met {str(source)!r}. Run an .onnx as it came with the backend onnxruntime"
+            )
+        return Program(
+            backend=self.name,
+            files=tuple(str(path.relative_to(out)) for path in folder.iterdir()),
+            target="any",
+            weight_bytes=sum(held.nbytes for held in graph.weights.values()),
+            facts={"model": spec, "outputs": [name for name, _ in graph.outputs]},
+        )
+
+    def open(self, directory: Path, program: Program, inputs: tuple[Input, ...], threads: int) -> TorchEngine:
+        from burnish.capture import load_model
+
+        return TorchEngine(load_model(program.facts["model"], directory), inputs, program.facts["outputs"], threads)
+
+
+def _exported(module: Any, graph: Graph) -> Any:
+    """An ExportedProgram of a live module, for any number of rows; BuildError when torch.export cannot make one."""
+    import torch
+
+    from burnish.capture.calling import forms
+    from burnish.capture.from_torch import Caller
+
+    rows, failed = torch.export.Dim("rows", min=1, max=1 << 24), None
+    for form in forms(module, graph.inputs):
+        example = tuple(torch.zeros((64, *spec.shape), dtype=getattr(torch, spec.dtype)) for spec in form.inputs)
+        try:
+            caller = Caller(module, form).eval()
+            return torch.export.export(caller, example, dynamic_shapes=(tuple({0: rows} for _ in example),), strict=False)
+        except Exception as error:  # the model's own code runs here and may raise anything
+            failed = failed or error
+    told = (str(failed).strip().splitlines() or [type(failed).__name__])[0]
+    raise BuildError(f'the model cannot be saved for the backend eager: {told}. Give source="file.py:function" instead') from failed
+
+
+class TorchEngine:
+    """A module called with plain tables; inductor's packages are called the same way."""
+
+    def __init__(self, model: Any, inputs: tuple[Input, ...], outputs: list[str], threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)  # of the whole process: torch has no other
+        self._torch = torch
+        self._call = _caller(model, inputs)
+        self._outputs = outputs
+        self._expand = Expand(inputs)
+
+    def rows(self, table: Arrays, n: int) -> dict[str, np.ndarray]:
+        from_numpy = self._torch.from_numpy
+        with self._torch.inference_mode():
+            found = self._call(*[from_numpy(table[spec.name]) for spec in self._call.form.inputs])
+        return {name: tensor.numpy() for name, tensor in zip(self._outputs, found)}
+
+    def request(self, request: Arrays, candidates: Arrays, n: int) -> dict[str, np.ndarray]:
+        return self.rows(self._expand(request, candidates, n), n)
+
+    def close(self) -> None:
+        self._call = None
+
+
+def _caller(model: Any, inputs: tuple[Input, ...]) -> Any:
+    """The model with one tensor for each input, called in the first form that it takes."""
+    import torch
+
+    from burnish.capture.calling import forms
+    from burnish.capture.from_torch import Caller
+
+    model = model.module() if isinstance(model, torch.export.ExportedProgram) else model.eval()
+    callers = [Caller(model, form) for form in forms(model, inputs)]
+    for caller in callers[:-1]:
+        try:
+            with torch.inference_mode():
+                caller(*(torch.zeros((2, *spec.shape), dtype=getattr(torch, spec.dtype)) for spec in caller.form.inputs))
+            return caller
+        except Exception:  # the model's own code: whatever it raises, the next form is tried
+            continue
+    return callers[-1]

@@ -1,0 +1,204 @@
+"""The native backend: C++ generated for one graph and one machine. Building needs a compiler; opening needs numpy and the library alone."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from burnish.errors import ArtifactError, InputError
+from burnish.host import Host
+from burnish.inputs import Half, Input, check_array
+
+if TYPE_CHECKING:
+    from burnish.backends.table import Program
+    from burnish.graph.node import Graph
+
+ABI = 1
+BAD_ID, BAD_INPUT = 1, 2
+
+
+class Native:
+    """Graph -> program/native/ranker.so and weights.bin; and back to an Engine."""
+
+    name = "native"
+
+    def __init__(self, compiler: str | None = None, isa: str | None = None) -> None:
+        self.compiler, self.isa = compiler, isa
+
+    def missing(self) -> str | None:
+        """None, or the sentence that says which compiler is not installed."""
+        from burnish.native import toolchain
+
+        return toolchain.missing(self.compiler or toolchain.compiler_name())
+
+    def build(self, graph: Graph, host: Host, out: Path, threads: int = 1) -> Program:
+        """Write out/program/native/{ranker.cpp,ranker.so} and out/weights.bin; BuildError names an op that has no kernel."""
+        from burnish.backends.table import Program
+        from burnish.native import emit, pack, plan, toolchain
+
+        planned = plan.make(graph, host, self.isa)
+        source = emit.emit(planned)
+        library = toolchain.build(source.text, planned.isa, planned.flags, self.compiler)
+        folder = out / "program" / "native"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(library, folder / "ranker.so")
+        (folder / "ranker.cpp").write_text(source.text)
+        weight_bytes = pack.write(source.entries, out / "weights.bin")
+        tables = {str(i): entry.nodes[0]["weight"].name for i, entry in enumerate(source.entries) if is_named_table(entry)}
+        return Program(
+            backend=self.name,
+            files=("program/native/ranker.so", "program/native/ranker.cpp", "weights.bin"),
+            target=planned.isa,
+            cpu_flags=planned.flags,
+            weight_bytes=weight_bytes,
+            arena_bytes=source.arena_bytes,
+            facts={"tables": tables, "block_rows": planned.rows, "outputs": outputs_of(graph)},
+        )
+
+    def open(self, directory: Path, program: Program, inputs: tuple[Input, ...], threads: int) -> NativeEngine:
+        """The engine of a built program; ArtifactError when this machine lacks an instruction it needs."""
+        lacks = Host.here().lacks(program.cpu_flags)
+        if lacks:
+            raise ArtifactError(
+                f"{directory} was compiled for {program.target}, and this machine lacks {', '.join(lacks)}. "
+                f"Compile it for this machine, or with --target {Host.here().isa}"
+            )
+        return NativeEngine(Path(directory), inputs, program.facts)
+
+
+def is_named_table(entry: Any) -> bool:
+    return entry.layout == "table" and any(name == "weight" for name, _ in entry.nodes[0].attrs)
+
+
+def outputs_of(graph: Graph) -> list[dict[str, Any]]:
+    """Name, numpy dtype and shape of each output, for the engine's arrays."""
+    widened = {"bfloat16": "float32", "float16": "float32"}
+    return [{"name": name, "dtype": widened.get(node.dtype, node.dtype), "shape": list(node.shape)} for name, node in graph.outputs]
+
+
+class _Fault(ctypes.Structure):
+    _fields_ = [("what", ctypes.c_int32), ("where", ctypes.c_int32), ("row", ctypes.c_int64), ("id", ctypes.c_int64)]
+
+
+class NativeEngine:
+    """Calls a program through ctypes; the GIL is released meanwhile. Each thread that calls gets a handle of its own."""
+
+    def __init__(self, directory: Path, inputs: tuple[Input, ...], facts: dict[str, Any]) -> None:
+        self.inputs = inputs
+        self.weights = str(directory / "weights.bin")
+        self.tables = facts["tables"]
+        self.outputs = [(o["name"], np.dtype(o["dtype"]), tuple(o["shape"])) for o in facts["outputs"]]
+        self.halves = [half for spec in inputs for half in spec.halves]
+        self.library = _library(directory / "program" / "native" / "ranker.so")
+        self._names = [spec.name for spec in inputs]
+        self._half_sources = [(half.side == "request", half.name) for half in self.halves]
+        self._local = threading.local()
+        self._handles: list[int] = []
+        self._lock = threading.Lock()
+        self._handle()  # so that a damaged artifact is refused here, not at the first call
+
+    def rows(self, table: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
+        """A plain table of n rows -> outputs (n, *shape)."""
+        call = self._handle()
+        pointers = call.rows_in
+        held = []
+        for i, name in enumerate(self._names):
+            array = np.ascontiguousarray(table[name])
+            held.append(array)
+            pointers[i] = array.__array_interface__["data"][0]
+        out = self._make_outputs(n, call)
+        if self.library.ranker_rows(call.handle, n, pointers, call.out):
+            self._refuse(call.handle, held, [Half(s.name, "candidate", s.dtype, s.shape, None) for s in self.inputs])
+        return out
+
+    def request(self, request: dict[str, np.ndarray], candidates: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
+        """One request's halves without rows and n candidates -> outputs (n, *shape)."""
+        call = self._handle()
+        pointers = call.halves_in
+        held = []
+        for i, (of_request, name) in enumerate(self._half_sources):
+            array = np.ascontiguousarray(request[name] if of_request else candidates[name])
+            held.append(array)
+            pointers[i] = array.__array_interface__["data"][0]
+        out = self._make_outputs(n, call)
+        call.offsets[1] = n
+        if self.library.ranker_requests(call.handle, 1, call.offsets, pointers, call.out):
+            self._refuse(call.handle, [a[None] if h.side == "request" else a for a, h in zip(held, self.halves)], self.halves)
+        return out
+
+    def close(self) -> None:
+        """Close every thread's handle; no call may be under way."""
+        with self._lock:
+            for handle in self._handles:
+                self.library.ranker_close(handle)
+            self._handles.clear()
+            self._local = threading.local()
+
+    def _handle(self) -> _Call:
+        try:
+            return self._local.call
+        except AttributeError:
+            pass
+        error = ctypes.c_int()
+        handle = self.library.ranker_open(self.weights.encode(), ctypes.byref(error))
+        if not handle:
+            sentence = {
+                3: f"{self.weights} cannot be opened. Is the artifact whole?",
+                4: f"{self.weights} was not packed for the program beside it. Compile the artifact again",
+            }.get(error.value, f"no memory for the arena of {self.weights}")
+            raise ArtifactError(sentence)
+        with self._lock:
+            self._handles.append(handle)
+        self._local.call = _Call(handle, len(self.inputs), len(self.halves), len(self.outputs))
+        return self._local.call
+
+    def _make_outputs(self, n: int, call: _Call) -> dict[str, np.ndarray]:
+        out = {}
+        for i, (name, dtype, shape) in enumerate(self.outputs):
+            array = np.empty((n, *shape), dtype)
+            call.out[i] = array.__array_interface__["data"][0]
+            out[name] = array
+        return out
+
+    def _refuse(self, handle: int, arrays: list[np.ndarray], halves: list[Half]) -> None:
+        """Raise what was wrong with the ids; the sentence of inputs.check_array when the input itself is out of its bounds."""
+        by_name = {spec.name: spec for spec in self.inputs}
+        for half, array in zip(halves, arrays):
+            check_array(by_name[half.name], half, array)
+        fault = self.library.ranker_fault(handle).contents
+        table = self.tables.get(str(fault.where))
+        of = f"table {table!r}" if table else "a table or axis"
+        raise InputError(f"row {fault.row} asks for entry {fault.id} of {of}, which has no such entry. Check the ids of that row")
+
+
+class _Call:
+    """A thread's handle and the arrays of pointers that its calls fill."""
+
+    def __init__(self, handle: int, inputs: int, halves: int, outputs: int) -> None:
+        self.handle = handle
+        self.rows_in = (ctypes.c_void_p * max(1, inputs))()
+        self.halves_in = (ctypes.c_void_p * max(1, halves))()
+        self.out = (ctypes.c_void_p * max(1, outputs))()
+        self.offsets = (ctypes.c_int64 * 2)()
+
+
+def _library(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be loaded: {error}. Was it compiled for another system?") from None
+    if library.ranker_abi() != ABI:
+        raise ArtifactError(f"{path} speaks version {library.ranker_abi()} of ranker.h, expected {ABI}. Compile the artifact again")
+    pointer = ctypes.c_void_p
+    library.ranker_open.argtypes, library.ranker_open.restype = [ctypes.c_char_p, pointer], pointer
+    library.ranker_close.argtypes, library.ranker_close.restype = [pointer], None
+    library.ranker_rows.argtypes = [pointer, ctypes.c_int64, pointer, pointer]
+    library.ranker_requests.argtypes = [pointer, ctypes.c_int64, pointer, pointer, pointer]
+    library.ranker_fault.argtypes, library.ranker_fault.restype = [pointer], ctypes.POINTER(_Fault)
+    library.ranker_describe.restype = ctypes.c_char_p
+    return library
