@@ -233,10 +233,20 @@ class _Walk:
         self.wanted = list(signature.user_outputs)
 
     def outputs(self) -> list[Any]:
-        placeholders = [self._placeholder(n) for n in self.program.graph.nodes if n.op == "placeholder"]
-        env = self._run(self.program.graph_module, placeholders)
-        by_name = {node.name: value for node, value in env.items()}
-        return [by_name.get(name) for name in self.wanted]
+        """The values that forward returns. What only feeds checks or buffers is not looked at."""
+        graph = self.program.graph
+        by_name = {node.name: node for node in graph.nodes}
+        wanted = [by_name.get(name) for name in self.wanted]
+        needed: set[torch.fx.Node] = set()
+        stack = [node for node in wanted if node is not None]
+        while stack:
+            node = stack.pop()
+            if node not in needed:
+                needed.add(node)
+                stack.extend(node.all_input_nodes)
+        arguments = [self._placeholder(n) if n in needed else None for n in graph.nodes if n.op == "placeholder"]
+        env = self._run(self.program.graph_module, arguments, needed)
+        return [None if node is None else env[node] for node in wanted]
 
     def _placeholder(self, node: torch.fx.Node) -> Any:
         if node.name in self.inputs:
@@ -248,12 +258,16 @@ class _Walk:
         tensor = self.program.state_dict[name] if name in self.program.state_dict else self.program.constants[name]
         return _weight(name.removeprefix("model."), tensor)
 
-    def _run(self, module: torch.fx.GraphModule, arguments: Sequence[Any]) -> dict[torch.fx.Node, Any]:
+    def _run(
+        self, module: torch.fx.GraphModule, arguments: Sequence[Any], needed: set[torch.fx.Node] | None = None
+    ) -> dict[torch.fx.Node, Any]:
         env: dict[torch.fx.Node, Any] = {}
         given = iter(arguments)
         for node in module.graph.nodes:
             if node.op == "placeholder":
                 env[node] = next(given)
+            elif needed is not None and node not in needed:
+                continue
             elif node.op == "get_attr":
                 held = module
                 for part in node.target.split("."):
