@@ -168,7 +168,7 @@ def _linear(node: Node, x: Arrays) -> np.ndarray:
     y = round_to(a, compute) @ round_to(w, compute).T
     if init:
         y = y + _align_to(init[0], node.inputs[3], node)
-    return y + b
+    return (y + b).astype(np.float32, copy=False)
 
 
 def _qdot(node: Node, x: Arrays) -> np.ndarray:
@@ -289,7 +289,7 @@ EVALUATE: dict[Op, Callable[[Node, Arrays], np.ndarray]] = {
     Op.LOOKUP: lambda node, x: table_rows(node.inputs[0], x[1]),
     Op.BAG: _bag,
     Op.LINEAR: _linear,
-    Op.MATMUL: lambda node, x: np.matmul(*_align(node, x)),
+    Op.MATMUL: _pointwise(np.matmul),
     Op.QUANTIZE: lambda node, x: affine.quantize(x[0], x[1], node["zero_point"]),
     Op.DEQUANTIZE: lambda node, x: x[0].astype(np.float32) * x[1],
     Op.QLINEAR: _qlinear,

@@ -13,6 +13,7 @@ from burnish.graph.ops import DEFAULTS, OPS, Op
 from burnish.graph.weights import Weight
 from burnish.inputs import SIDES, Input
 
+_MOST_ROWS = {side: i for i, side in enumerate(SIDES)}
 _interned: weakref.WeakValueDictionary[Any, Node] = weakref.WeakValueDictionary()
 
 
@@ -43,7 +44,7 @@ class Node:
         for name in spec.attrs:
             if name not in attrs and name not in DEFAULTS:
                 raise GraphError(f"{op.name} lacks its attribute {name!r}")
-            full[name] = attrs.get(name, DEFAULTS.get(name))
+            full[name] = _plain(attrs.get(name, DEFAULTS.get(name)))
         if not spec.arity[0] <= len(inputs) <= spec.arity[1]:
             raise GraphError(f"{op.name} takes {spec.arity[0]} to {spec.arity[1]} operands, met {len(inputs)}")
         key = (op, inputs, tuple(full.items()))
@@ -55,7 +56,7 @@ class Node:
         if op is Op.INPUT:
             side = full["half"].side
         else:
-            side = SIDES[max((SIDES.index(v.side) for v in inputs), default=0)]  # type: ignore[arg-type]
+            side = SIDES[max((_MOST_ROWS[v.side] for v in inputs), default=0)]
         for name, value in zip(("op", "inputs", "attrs", "shape", "dtype", "side"), (*key, tuple(shape), dtype, side)):
             object.__setattr__(self, name, value)
         return _interned.setdefault(key, self)
@@ -80,6 +81,13 @@ class Node:
 
     def __repr__(self) -> str:
         return f"{self.op.name}{list(self.shape)} {self.dtype} {self.side}"
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as Python's own values: numpy's numbers and lists would compare and print differently."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return tuple(_plain(v) for v in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _rebuild(op: Op, inputs: tuple[Node, ...], attrs: tuple[tuple[str, Any], ...]) -> Node:
@@ -116,6 +124,9 @@ class Graph:
     def __init__(self, inputs: Iterable[Input], outputs: Mapping[str, Node]) -> None:
         put = super().__setattr__
         put("inputs", tuple(inputs))
+        names = [spec.name for spec in self.inputs]
+        if len(set(names)) < len(names):
+            raise GraphError(f"two inputs have one name: {', '.join(sorted({n for n in names if names.count(n) > 1}))}")
         put("outputs", tuple(outputs.items()))
         put("order", _topological(node for _, node in self.outputs))
 
@@ -126,12 +137,14 @@ class Graph:
     def weights(self) -> dict[str, Weight]:
         """Every Weight of the graph under a unique name, in the order the nodes need them."""
         found: dict[str, Weight] = {}
+        times: dict[str, int] = {}
         for node in self.order:
             if node.op is Op.WEIGHT:
-                held, name, n = node["weight"], node["weight"].name, 1
+                held = node["weight"]
+                name = held.name
                 while name in found:
-                    n += 1
-                    name = f"{held.name}~{n}"
+                    times[held.name] = times.get(held.name, 1) + 1
+                    name = f"{held.name}~{times[held.name]}"
                 found[name] = held
         return found
 

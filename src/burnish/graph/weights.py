@@ -14,7 +14,8 @@ class Weight:
     """A named constant array. Frozen: the array is made read-only.
 
     `dtype` is numpy's name, or "bfloat16" (array: uint16 bit patterns) or "int4" (array: (V, W/2) uint8, the even column in the low
-    nibble, two's complement); `shape` is always that of the values. Two small weights with equal values are equal whatever their names.
+    nibble, two's complement); `shape` is always that of the values. Two small weights with equal values are equal whatever their names,
+    so that equal scales and constants are one node; it then has the name that was met first.
     """
 
     __slots__ = ("_key", "array", "dtype", "name", "shape")
@@ -35,7 +36,7 @@ class Weight:
         return self.array.nbytes
 
     def key(self) -> Any:
-        """What decides equality, and the name under which a store keeps the array."""
+        """What decides whether two arrays are the same: a store keeps one of them."""
         if self._key is None:
             if self.nbytes <= SMALL:
                 self._key = (self.dtype, self.shape, hashlib.sha256(self.array.tobytes()).hexdigest())
@@ -59,7 +60,8 @@ class Weight:
 
 def to_bfloat16(x: np.ndarray) -> np.ndarray:
     """float32 -> uint16 bit patterns of bfloat16, rounded to nearest even; NaN stays NaN."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    x = np.asarray(x, np.float32)
+    bits = x.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(x), np.uint32(0x7FC0), rounded).astype(np.uint16)
 

@@ -14,6 +14,8 @@ from burnish.graph.ops import BINARY, COMPARE, REDUCE, UNARY, Op
 
 Segments = tuple[Node, ...]
 
+MOST_SEEN = 200  # values looked through before giving up: bounds the recursion, and the cost in a deep graph
+
 _ALONE = frozenset((*UNARY, Op.NOT, Op.ISNAN, Op.CAST))
 _TOGETHER = frozenset((*BINARY, *COMPARE, Op.WHERE))
 
@@ -79,7 +81,9 @@ def reshaped_axis(value: Node, axis: int, parts: Sequence[Node], shape: tuple[in
 def _segments(value: Node, axis: int, known: dict[tuple[Node, int], Segments | None]) -> Segments | None:
     key = (value, axis)
     if key not in known:
-        known[key] = None  # met again below itself: impossible in a dag, but a cheap default
+        if len(known) >= MOST_SEEN:
+            return None
+        known[key] = None
         known[key] = _find(value, axis, known)
     return known[key]
 
