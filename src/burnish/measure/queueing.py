@@ -7,6 +7,7 @@ import math
 
 import msgspec
 import numpy as np
+from numpy.typing import ArrayLike
 
 from burnish.errors import MeasureError
 
@@ -29,12 +30,12 @@ class Prediction(msgspec.Struct, frozen=True):
 
 
 def simulate(
-    service_us: np.ndarray,
+    service_us: ArrayLike,
     qps: float,
     servers: int = 1,
     seed: int = 0,
     queries: int = 200_000,
-    arrivals_us: np.ndarray | None = None,
+    arrivals_us: ArrayLike | None = None,
 ) -> Prediction:
     """First come, first served at `servers` servers: G/G/c.
 
@@ -83,7 +84,7 @@ def departures(arrivals: np.ndarray, service: np.ndarray, servers: int) -> np.nd
     return leave
 
 
-def highest_load(service_us: np.ndarray, p99_us: float, servers: int = 1, seed: int = 0, queries: int = 100_000) -> float:
+def highest_load(service_us: ArrayLike, p99_us: float, servers: int = 1, seed: int = 0, queries: int = 100_000) -> float:
     """Queries per second up to which the simulated p99 stays within `p99_us`, to half a percent of capacity; 0 when even an idle
     server misses it."""
     service_us = np.asarray(service_us, np.float64)
