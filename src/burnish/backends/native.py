@@ -88,6 +88,10 @@ class _Fault(ctypes.Structure):
 class NativeEngine:
     """Calls a program through ctypes; the GIL is released meanwhile. Each thread that calls gets a handle of its own."""
 
+    checks_ids = True
+    concurrent = True
+    exact = True
+
     def __init__(self, directory: Path, inputs: tuple[Input, ...], facts: dict[str, Any]) -> None:
         self.inputs = inputs
         self.weights = str(directory / "weights.bin")
@@ -108,7 +112,7 @@ class NativeEngine:
         pointers = call.rows_in
         held = []
         for i, name in enumerate(self._names):
-            array = np.ascontiguousarray(table[name])
+            array = table[name]
             held.append(array)
             pointers[i] = array.__array_interface__["data"][0]
         out = self._make_outputs(n, call)
@@ -122,7 +126,7 @@ class NativeEngine:
         pointers = call.halves_in
         held = []
         for i, (of_request, name) in enumerate(self._half_sources):
-            array = np.ascontiguousarray(request[name] if of_request else candidates[name])
+            array = request[name] if of_request else candidates[name]
             held.append(array)
             pointers[i] = array.__array_interface__["data"][0]
         out = self._make_outputs(n, call)

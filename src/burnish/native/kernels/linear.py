@@ -1,0 +1,382 @@
+"""LINEAR, QLINEAR and QDOT: products with a constant weight, and the pointwise nodes behind them while they are in registers.
+
+Names (docs/kernel_names.md): bn_linear_u8s8s32_6x64__avx512vnni and its kin. The weight is packed in panels of 64 outputs, in each panel
+groups of 4 (int8), 2 (bfloat16) or 1 (float32) inputs beside each other, so that one load feeds one dot instruction; the last panel is only
+as wide as it must be, in vectors of 16. Every output sums its products in the order of the inputs, whatever the tile, so a row has the
+same bits in any company. A linear with few outputs runs its vectors along the inputs instead.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from burnish.graph.node import Node
+from burnish.graph.ops import Op
+from burnish.native.code import Code
+from burnish.native.kernels import pointwise
+from burnish.native.plan import FEW, Step, ctype, epilogue_stride, size
+
+PANEL = 64  # outputs
+TILES = {16: (6, 4), 8: (4, 2), 4: (4, 2)}  # lanes -> rows and vectors of a tile that fit the registers
+
+TEMPLATE = r"""
+// Dot<A, W>: how many inputs one step takes, and acc + a . w for LANES outputs
+template <int S> struct DotF32 {
+  using A = float; using W = float; using Acc = F; using X = F;
+  static constexpr int group = 1;
+  static INL X spread(const A *p) { return splat(*p); }
+  static INL void step(Acc &acc, X a, const W *w) { acc = muladd(a, load(w), acc); }
+  static INL F total(Acc acc) { return acc; }
+};
+template <int S> struct DotBF16 {  // pairs of bfloat16 in one 32-bit lane
+  using A = uint16_t; using W = uint16_t; using Acc = F; using X = I;
+  static constexpr int group = 2;
+  static INL X spread(const A *p) { int32_t v; memcpy(&v, p, 4); return splat(v); }
+  static INL void step(Acc &acc, X a, const W *w) {
+    I b; memcpy(&b, w, sizeof b);
+#if defined(__AVX512BF16__)
+    acc = (F)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+#else
+    acc = muladd(float_of(a << 16), float_of(b << 16), acc);
+    acc = muladd(float_of(a & (int32_t)0xffff0000), float_of(b & (int32_t)0xffff0000), acc);
+#endif
+  }
+  static INL F total(Acc acc) { return acc; }
+};
+#if defined(__AVX512VNNI__)
+template <int S> struct DotU8 {
+  using A = uint8_t; using W = int8_t; using Acc = I; using X = I;
+  static constexpr int group = 4;
+  static INL X spread(const A *p) { int32_t v; memcpy(&v, p, 4); return splat(v); }
+  static INL void step(Acc &acc, X a, const W *w) { I b; memcpy(&b, w, sizeof b); acc = (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b); }
+  static INL I total(Acc acc) { return acc; }
+};
+#elif defined(__AVX512F__)  // bytes widened to 16 bits: products and pair sums are exact
+template <int S> struct DotU8 {
+  using A = uint8_t; using W = int8_t; using X = __m512i;
+  struct Acc { __m512i low, high; };
+  static constexpr int group = 4;
+  static INL X spread(const A *p) { int32_t v; memcpy(&v, p, 4); return _mm512_cvtepu8_epi16(_mm256_set1_epi32(v)); }
+  static INL void step(Acc &acc, X a, const W *w) {
+    acc.low = _mm512_add_epi32(acc.low, _mm512_madd_epi16(a, _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)w))));
+    acc.high = _mm512_add_epi32(acc.high, _mm512_madd_epi16(a, _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(w + 32)))));
+  }
+  static INL I total(Acc acc) {  // lanes 2i and 2i+1 are the two halves of output i
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    return (I)_mm512_add_epi32(_mm512_permutex2var_epi32(acc.low, even, acc.high), _mm512_permutex2var_epi32(acc.low, odd, acc.high));
+  }
+};
+#elif defined(__AVX2__)
+template <int S> struct DotU8 {
+  using A = uint8_t; using W = int8_t; using X = __m256i;
+  struct Acc { __m256i low, high; };
+  static constexpr int group = 4;
+  static INL X spread(const A *p) { int32_t v; memcpy(&v, p, 4); return _mm256_cvtepu8_epi16(_mm_set1_epi32(v)); }
+  static INL void step(Acc &acc, X a, const W *w) {
+    acc.low = _mm256_add_epi32(acc.low, _mm256_madd_epi16(a, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w))));
+    acc.high = _mm256_add_epi32(acc.high, _mm256_madd_epi16(a, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16)))));
+  }
+  static INL I total(Acc acc) { return (I)_mm256_permute4x64_epi64(_mm256_hadd_epi32(acc.low, acc.high), 0xd8); }
+};
+#else
+template <int S> struct DotU8 {
+  using A = uint8_t; using W = int8_t; using Acc = I; using X = I;
+  static constexpr int group = 4;
+  static INL X spread(const A *p) { int32_t v; memcpy(&v, p, 4); return splat(v); }
+  static INL void step(Acc &acc, X a, const W *w) {  // little-endian lanes: input j of the group is byte j
+    I b; memcpy(&b, w, sizeof b);
+    UNROLL for (int j = 0; j < 4; j++) acc += ((a >> 8 * j) & 255) * ((b << (24 - 8 * j)) >> 24);
+  }
+  static INL I total(Acc acc) { return acc; }
+};
+#endif
+// A tile of MR rows and NV vectors of outputs, from vector `first` of NALL; k runs over groups of inputs.
+template <class Dot, int NALL, int KG, int MR, int NV, class Row, class End>
+INL void tile(int t, const typename Dot::W *w, int first, Row row, End end) {
+  using W = typename Dot::W;
+  constexpr int WIDE = 64 / LANES, G = Dot::group;  // vectors of a panel
+  typename Dot::Acc acc[MR][NV];
+  const W *at[NV]; int step[NV]; const typename Dot::A *a[MR];
+  UNROLL for (int j = 0; j < NV; j++) {
+    int panel = (first + j) / WIDE, left = NALL - panel * WIDE, wide = left < WIDE ? left : WIDE;
+    at[j] = w + (i64)panel * WIDE * LANES * G * KG + (first + j - panel * WIDE) * LANES * G;
+    step[j] = wide * LANES * G;
+  }
+  UNROLL for (int i = 0; i < MR; i++) { a[i] = row(t + i); UNROLL for (int j = 0; j < NV; j++) acc[i][j] = typename Dot::Acc{}; }
+  ROLLED for (int k = 0; k < KG; k++) {
+    UNROLL for (int i = 0; i < MR; i++) {
+      auto x = Dot::spread(a[i] + k * G);
+      UNROLL for (int j = 0; j < NV; j++) Dot::step(acc[i][j], x, at[j] + (i64)k * step[j]);
+    }
+  }
+  UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < NV; j++) end(t + i, first + j, Dot::total(acc[i][j]));
+}
+template <class Dot, int NALL, int KG, int MR, int NV, class Row, class End>
+INL void columns(int T, int &t, const typename Dot::W *w, int first, Row row, End end) {
+  for (; t + MR <= T; t += MR) tile<Dot, NALL, KG, MR, NV>(t, w, first, row, end);
+}
+// T rows by N outputs. row(t) points to the inputs of a row; end(t, first output, lanes<n>, sums) takes LANES sums, of which n count.
+template <class Dot, int N, int KG, int MR, int NV, class Row, class End>
+INL void products(int T, const typename Dot::W *w, Row row, End end) {
+  constexpr int NALL = (N + 15) / 16 * 16 / LANES, REST = NALL % NV;
+  auto finish = [&](int t, int v, auto sums) FORCE { end(t, v * LANES, sums); };
+  if (T == 1) {  // one row: as many outputs in flight as the registers hold
+    constexpr int LONG = NALL < MR * NV ? NALL : MR * NV > 16 ? 16 : MR * NV, LAST = NALL % LONG;
+    ROLLED for (int v = 0; v + LONG <= NALL; v += LONG) tile<Dot, NALL, KG, 1, LONG>(0, w, v, row, finish);
+    if constexpr (LAST != 0) tile<Dot, NALL, KG, 1, LAST>(0, w, NALL - LAST, row, finish);
+    return;
+  }
+  ROLLED for (int v = 0; v + NV <= NALL; v += NV) {
+    int t = 0;
+    columns<Dot, NALL, KG, MR, NV>(T, t, w, v, row, finish);
+    if constexpr (MR > 4) columns<Dot, NALL, KG, 4, NV>(T, t, w, v, row, finish);
+    if constexpr (MR > 2) columns<Dot, NALL, KG, 2, NV>(T, t, w, v, row, finish);
+    columns<Dot, NALL, KG, 1, NV>(T, t, w, v, row, finish);
+  }
+  if constexpr (REST != 0) {
+    int t = 0;
+    columns<Dot, NALL, KG, MR, REST>(T, t, w, NALL - REST, row, finish);
+    columns<Dot, NALL, KG, 1, REST>(T, t, w, NALL - REST, row, finish);
+  }
+}
+// A linear with few outputs: vectors along the K inputs. Weights (N, K rounded up to 64), zeros behind K.
+template <int K> INL float dot_few(const float *a, const float *w) {
+  F acc[4] = {};
+  constexpr int WHOLE = K / LANES * LANES;
+  ROLLED for (int k = 0; k + 4 * LANES <= WHOLE; k += 4 * LANES) UNROLL for (int j = 0; j < 4; j++) acc[j] = muladd(load(a + k + j * LANES), load(w + k + j * LANES), acc[j]);
+  UNROLL for (int j = 0, k = WHOLE / (4 * LANES) * 4 * LANES; k < WHOLE; k += LANES, j++) acc[j] = muladd(load(a + k), load(w + k), acc[j]);
+  float sum = sum_of((acc[0] + acc[1]) + (acc[2] + acc[3]));
+  for (int k = WHOLE; k < K; k++) sum += a[k] * w[k];
+  return sum;
+}
+template <int K> INL int32_t dot_few(const uint8_t *a, const int8_t *w) {
+  int32_t sum = 0; int k = 0;
+#if defined(__AVX512VNNI__)
+  __m512i acc = _mm512_setzero_si512();
+  for (; k + 64 <= K; k += 64) acc = _mm512_dpbusd_epi32(acc, _mm512_loadu_si512(a + k), _mm512_loadu_si512(w + k));
+  if constexpr (K % 64 != 0) { acc = _mm512_dpbusd_epi32(acc, _mm512_maskz_loadu_epi8(~0ull >> (64 - K % 64), a + k), _mm512_loadu_si512(w + k)); k = K; }
+  sum = _mm512_reduce_add_epi32(acc);
+#endif
+  for (; k < K; k++) sum += (int32_t)a[k] * w[k];
+  return sum;
+}
+// Rows of float32 rounded to bfloat16 with zeros up to the even width; a row's scratch is its own
+template <int K> INL void to_bf16(const float *x, uint16_t *y) {
+  constexpr int WHOLE = K / LANES * LANES;
+  for (int k = 0; k < WHOLE; k += LANES) store(y + k, to<uint16_t>(V<uint32_t>(bits_of(v_round_bf16(load(x + k)))) >> 16));
+  if constexpr (WHOLE != K) {
+    V<uint16_t> last = to<uint16_t>(V<uint32_t>(bits_of(v_round_bf16(load(x + WHOLE)))) >> 16);
+    uint16_t lanes[LANES]; memcpy(lanes, &last, sizeof last);
+    for (int k = WHOLE; k < K; k++) y[k] = lanes[k - WHOLE];
+    if (K % 2) y[K] = 0;
+  }
+}
+template <int K> INL void to_f16(const float *x, float *y) {
+  for (int k = 0; k < K; k += LANES) put(y + k, v_round_f16(load(x + k)), K - k < LANES ? K - k : LANES);
+}
+"""
+
+
+def name(node: Node, isa: str) -> str:
+    """The kernel's name is its specification: docs/kernel_names.md."""
+    kind = {"u8": "u8s8s32" if node.op is Op.QDOT else "u8s8f32"}.get(kind_of(node), kind_of(node))
+    if few(node):
+        return f"bn_linear_{kind}_1x{node.shape[-1]}c64__{isa}"
+    rows, vectors = TILES[_lanes(isa)]
+    return f"bn_linear_{kind}_{rows}x{vectors * _lanes(isa)}__{isa}"
+
+
+def _lanes(isa: str) -> int:
+    from burnish.native.kernels.vector import lanes
+
+    return lanes(isa)
+
+
+def kind_of(node: Node) -> str:
+    """Which product: "u8", "bf16" or "f32" (float16 operands are rounded and multiplied as float32)."""
+    if node.op is not Op.LINEAR:
+        return "u8"
+    return "bf16" if node["compute"] == "bfloat16" else "f32"
+
+
+def few(node: Node) -> bool:
+    return node.shape[-1] <= FEW and kind_of(node) != "bf16"
+
+
+GROUP = {"f32": 1, "bf16": 2, "u8": 4}
+ELEMENT = {"f32": "float", "bf16": "uint16_t", "u8": "int8_t"}
+DOT = {"f32": "DotF32<0>", "bf16": "DotBF16<0>", "u8": "DotU8<0>"}
+
+
+def emit(code: Code, step: Step) -> None:
+    """The product and its epilogue."""
+    node = step.head
+    assert node is not None
+    x, w = node.inputs[0], node.inputs[1]
+    n, k = w.shape
+    kind = kind_of(node)
+    group = GROUP[kind]
+    reps = math.prod(node.shape[:-1])  # rows of the product in one row of the block
+    a = code.read(x)
+    code.add(f"// {name(node, code.plan.isa)}: {k} -> {n}" + (f", {reps} a row" if reps > 1 else ""))
+    rounded = node.op is Op.LINEAR and node["compute"] in ("bfloat16", "float16")
+    if rounded:
+        padded = -(-k // 2) * 2
+        element = "uint16_t" if kind == "bf16" else "float"
+        code.add(f"{element} *x = ({element} *)(r.arena + SCRATCH);")
+        code.scratch(code.plan.rows * reps * padded * (2 if kind == "bf16" else 4))
+        rows = "q ? M : 1" if x.side != step.side else "M"
+        fill = "to_bf16<{0}>({1}, {2})" if kind == "bf16" else "to_f16<{0}>({1}, {2})"
+        with code.block(f"for (i64 m = 0; m < ({rows}); m++) for (int t = 0; t < {reps}; t++)"):
+            code.add(fill.format(k, f"{a.row()} + t * {k}", f"x + (m * {reps} + t) * {padded}") + ";")
+        stride = f"{reps * padded}" if x.side == step.side else f"(q * {reps * padded})"
+        base, lead = "x", padded
+    else:
+        base, stride, lead = a.name, a.stride, k
+    if reps == 1:
+        row = f"{base} + (i64)t * {stride}"
+    else:
+        row = f"{base} + (i64)(t / {reps}) * {stride} + t % {reps} * {lead}"
+    stored = "f16" if rounded and kind == "f32" else kind
+    weight = code.pointer(ELEMENT[kind], f"{'few' if few(node) else 'panels'}_{stored}", w)
+    epilogue = _Epilogue(code, step, reps, n)
+    if few(node):
+        with code.block(f"for (int t = 0; t < (int)M * {reps}; t++)"):
+            code.add(f"const auto *in = {row};")
+            code.add(f"V<{'int32_t' if kind == 'u8' else 'float'}> sums = {{}};")
+            code.add(f"UNROLL for (int j = 0; j < {n}; j++) sums[j % LANES] = dot_few<{k}>(in, {weight} + j * {-(-k // 64) * 64});")
+            code.add("constexpr int o = 0;")
+            epilogue.write("sums")
+        return
+    tile_rows, vectors = TILES[_lanes(code.plan.isa)]
+    if kind == "u8" and code.plan.isa == "avx512":
+        vectors = 2  # two accumulators a vector
+    elif kind == "u8" and code.plan.isa == "avx2":
+        tile_rows = 3
+    code.add(f"auto row = [&](int t) FORCE {{ return {row}; }};")
+    with code.block("auto end = [&](int t, int o, auto sums) FORCE"):
+        epilogue.write("sums")
+    code.lines[-1] += ";"
+    groups = -(-k // group)
+    code.add(f"products<{DOT[kind]}, {n}, {groups}, {tile_rows}, {vectors}>((int)M * {reps}, {weight}, row, end);")
+
+
+class _Epilogue:
+    """What follows a tile's sums: rescale, bias, init, the fused nodes, the stores. Pointers are declared before the loops."""
+
+    def __init__(self, code: Code, step: Step, reps: int, n: int) -> None:
+        node = step.head
+        assert node is not None
+        self.code, self.step, self.node, self.reps, self.n = code, step, node, reps, n
+        self.init = None
+        match node.op:
+            case Op.LINEAR:
+                self.bias = code.pointer("float", "plain", node.inputs[2])
+                inits = node.inputs[3:]
+            case Op.QLINEAR:
+                self.scale, self.bias = (code.pointer("float", "plain", v) for v in node.inputs[2:4])
+                inits = node.inputs[4:]
+            case _:
+                inits = node.inputs[2:]
+        if node.op is not Op.LINEAR:
+            self.zero = code.pointer("int32_t", "zero_point_sums", node.inputs[1], node)
+        for init in inits:
+            self.init = init
+            code.read(init)
+        for operand in pointwise.outside(step):
+            code.read(operand)
+        for member in step.body:
+            if member.op is Op.QUANTIZE:
+                code.pointer_once("float", "quantize", member)
+        for member in step.nodes:
+            if member in step.stored:
+                code.write(member)
+
+    def write(self, sums: str) -> None:
+        code, node, step = self.code, self.node, self.step
+        if self.reps > 1:
+            code.add(f"const int m = t / {self.reps}, s = t % {self.reps};")
+        else:
+            code.add("const int m = t, s = 0; (void)s;")
+        code.add(f"const int lanes = {self.n} - o < LANES ? {self.n} - o : LANES; (void)lanes;")
+        kind = ctype(node)
+        value = sums
+        if node.op is not Op.LINEAR:
+            value = f"({value} + load({self.zero} + o))"
+            if self.init is not None:
+                value = f"({value} + {self._load(self.init)})"
+        elif self.init is not None:
+            value = f"({value} + {self._load(self.init)})"
+        if node.op is Op.LINEAR:
+            value = f"{value} + load({self.bias} + o)"
+        elif node.op is Op.QLINEAR:
+            value = f"to<float>({value}) * load({self.scale} + o) + load({self.bias} + o)"
+        code.add(f"const V<{kind}> y = {value};")
+        if node in step.stored:
+            self._store(node, "y")
+        pointwise.body(code, step, {node: "y"}, self._load, self._store)
+
+    def _load(self, operand: Node) -> str:
+        ref = self.code.read(operand)
+        if size(operand) == size(self.node):
+            apart, along = (self.n if self.reps > 1 else 0), 1
+            if self.n == 1:
+                along = 0
+        elif size(operand) == 1:
+            apart, along = 0, 0
+        else:
+            strides = epilogue_stride(operand.shape, self.node.shape)
+            assert strides is not None
+            apart, along = strides
+        at = ref.row() + (f" + s * {apart}" if apart else "")
+        return f"load({at} + o)" if along else f"splat(*({at}))"
+
+    def _store(self, value: Node, name: str) -> None:
+        code = self.code
+        ref = code.write(value)
+        at = ref.row() + (f" + s * {self.n}" if self.reps > 1 else "") + " + o"
+        whole = self.n % 16 == 0 or (self.reps == 1 and code.padded(value))
+        code.add(f"store({at}, {name});" if whole else f"put({at}, {name}, lanes);")
+
+
+def pack_panels(w: np.ndarray, group: int) -> np.ndarray:
+    """(N, K) -> the panels one behind another, each (K / group, outputs, group); K is padded to the group, N to 16, with zeros."""
+    n, k = w.shape
+    full = np.zeros((-(-n // 16) * 16, -(-k // group) * group), w.dtype)
+    full[:n, :k] = w
+    parts = []
+    for start in range(0, full.shape[0], PANEL):
+        panel = full[start : start + PANEL]  # (outputs, K)
+        parts.append(panel.reshape(panel.shape[0], -1, group).transpose(1, 0, 2).ravel())
+    return np.concatenate(parts)
+
+
+def pack_few(w: np.ndarray) -> np.ndarray:
+    """(N, K) -> (N, K rounded up to 64), zeros behind K."""
+    n, k = w.shape
+    full = np.zeros((n, -(-k // 64) * 64), w.dtype)
+    full[:, :k] = w
+    return full
+
+
+def zero_point_sums(w: np.ndarray, zero_point: int) -> np.ndarray:
+    """int8 (N, K) -> int32 (N,): what the zero point adds to every row's sums, -zero_point * sum_k w."""
+    return (-zero_point * w.astype(np.int64).sum(axis=1)).astype(np.int32)
+
+
+def twin(x: np.ndarray, packed: np.ndarray, n: int) -> np.ndarray:
+    """The product as the kernel walks it: float32 or integers (M, K) with packed panels -> (M, N), inputs in order."""
+    k = x.shape[1]
+    out = np.zeros((x.shape[0], n), np.int32 if packed.dtype == np.int8 else np.float32)
+    group = 4 if packed.dtype == np.int8 else 1
+    groups, at = -(-k // group), 0
+    for start in range(0, -(-n // 16) * 16, PANEL):
+        width = min(PANEL, -(-n // 16) * 16 - start)
+        panel = packed[at : at + groups * width * group].reshape(groups, width, group)
+        at += groups * width * group
+        for i in range(k):
+            used = min(width, n - start)
+            out[:, start : start + used] += x[:, i : i + 1].astype(out.dtype) * panel[i // group, :used, i % group].astype(out.dtype)
+    return out

@@ -1,0 +1,316 @@
+"""Graph + Host -> Plan: which values are computed together, where each lies, and in what order. Still no C++ here.
+
+A plan is a list of steps. Each step computes one *head* (a linear, a lookup, a reduction, ...; none for purely pointwise work) and the
+pointwise nodes fused behind it, and writes those values that another step reads. Steps of the request side come first; both sides work on
+blocks of `rows` rows whose buffers fit the near caches, so a whole model runs depth first. CONCAT is a place to write to, not a step;
+RESHAPE and contiguous SLICE are other names for a place.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from burnish.errors import BuildError
+from burnish.graph.node import Graph, Node
+from burnish.graph.ops import POINTWISE, Op
+from burnish.host import Host
+
+CTYPES = {
+    "float32": "float",
+    "bfloat16": "float",  # a float32 that holds representable numbers only, as in graph/interpret.py
+    "float16": "float",
+    "float64": "double",
+    "int64": "int64_t",
+    "int32": "int32_t",
+    "int8": "int8_t",
+    "uint8": "uint8_t",
+    "bool": "uint8_t",
+}
+SIZES = {"float": 4, "double": 8, "int64_t": 8, "int32_t": 4, "int8_t": 1, "uint8_t": 1}
+FUSABLE_HEADS = frozenset({Op.LINEAR, Op.QLINEAR, Op.QDOT})
+FEW = 4  # outputs of a linear up to which its vectors run along the inputs
+ELEMENTWISE = POINTWISE | {Op.QUANTIZE}
+ALIGN = 64
+SLACK = 128  # bytes behind each buffer and packed array that a vector may read
+MOST_ROWS = 48  # divisible by every tile height
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Rows of an arena: `width` values of a row are used, `stride` lie from row to row; `offset` in bytes."""
+
+    index: int
+    ctype: str
+    width: int
+    stride: int
+    side: str
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the row of a value begins: `at` values behind the beginning of the buffer's row."""
+
+    buffer: int
+    at: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """`head` (None: pointwise only), the pointwise nodes `body` behind it, and those of them all that are `stored`."""
+
+    side: str
+    head: Node | None
+    body: tuple[Node, ...]
+    stored: frozenset[Node]
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        return (self.head, *self.body) if self.head is not None else self.body
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What emit.py turns into C++. `rows`: rows of a block. Places are those of values with rows; constants are packed instead."""
+
+    graph: Graph
+    isa: str
+    flags: tuple[str, ...]  # CPU flags the library will need
+    rows: int
+    steps: tuple[Step, ...]
+    places: dict[Node, Place]
+    buffers: tuple[Buffer, ...]
+    arena_bytes: int
+
+    def buffer_of(self, node: Node) -> Buffer:
+        return self.buffers[self.places[node].buffer]
+
+
+def size(node: Node) -> int:
+    """Values in one row (or in the whole of a constant)."""
+    return math.prod(node.shape)
+
+
+def ctype(node: Node) -> str:
+    return CTYPES[node.dtype]
+
+
+def make(graph: Graph, host: Host, isa: str | None = None, rows: int | None = None) -> Plan:
+    """The plan of `graph` for `host`. `isa` and `rows` override what the host suggests; BuildError names what has no kernel."""
+    isa = isa or host.isa
+    for node in graph.order:
+        if node.dtype not in CTYPES and node.side != "constant":
+            raise BuildError(f"the native backend has no dtype {node.dtype}: {node!r}")
+    groups = _group(graph)
+    places, drafts = _place(graph, groups)
+    steps = _steps(graph, groups, places)
+    for step in steps:
+        _check(step)
+    rows = rows or _block_rows(drafts, host)
+    buffers, arena = _lay_out(graph, steps, places, drafts, rows)
+    return Plan(graph, isa, _flags(isa, host), rows, tuple(steps), places, buffers, arena)
+
+
+def view_of(node: Node) -> tuple[Node, int] | None:
+    """(operand, values to skip) when the node's row is a contiguous part of its operand's row; None when it must be computed."""
+    if node.side == "constant" or not node.inputs or node.inputs[0].side == "constant":
+        return None
+    x = node.inputs[0]
+    if node.op is Op.RESHAPE or (node.op is Op.EXPAND and size(x) == size(node)):
+        return x, 0
+    if node.op is Op.CAST and ctype(x) == ctype(node) and node["dtype"] not in ("bool", "bfloat16", "float16"):
+        return x, 0
+    if node.op is Op.CONCAT and len(node.inputs) == 1 and node.side == x.side:
+        return x, 0
+    if node.op is Op.SLICE and math.prod(x.shape[: node["axis"]]) == 1:
+        return x, node["start"] * math.prod(x.shape[node["axis"] + 1 :])
+    if node.op is Op.TAKE and math.prod(x.shape[: node["axis"]]) == 1:
+        indices = node["indices"]
+        if indices == tuple(range(indices[0], indices[0] + len(indices))):
+            return x, indices[0] * math.prod(x.shape[node["axis"] + 1 :])
+    return None
+
+
+def source(node: Node) -> tuple[Node, int]:
+    """The computed value that a chain of views ends at, and how many values of its row come before the node's."""
+    skip = 0
+    while (view := view_of(node)) is not None:
+        node, more = view
+        skip += more
+    return node, skip
+
+
+@dataclass
+class _Group:
+    side: str
+    head: Node | None
+    body: list[Node] = field(default_factory=list)
+
+    @property
+    def lead(self) -> Node:
+        return self.head if self.head is not None else self.body[0]
+
+
+def _group(graph: Graph) -> list[_Group]:
+    """Each pointwise node joins the latest step among its operands' when it runs over the same values; else it begins one."""
+    groups: list[_Group] = []
+    where: dict[Node, int] = {}
+    for node in graph.order:
+        if node.side == "constant" or view_of(node) is not None:
+            continue
+        if node.op in ELEMENTWISE:
+            near = [where[s] for v in node.inputs if v.side == node.side for s in [source(v)[0]] if s in where]
+            latest = max(near, default=-1)
+            if latest >= 0 and joins(node, groups[latest].lead, frozenset(groups[latest].body) | {groups[latest].lead}):
+                groups[latest].body.append(node)
+                where[node] = latest
+                continue
+            groups.append(_Group(node.side, None, [node]))
+        else:
+            groups.append(_Group(node.side, node))
+        where[node] = len(groups) - 1
+    return groups
+
+
+def joins(node: Node, lead: Node, members: frozenset[Node]) -> bool:
+    """Whether a pointwise node can be computed value by value beside `lead`, in the registers that hold it."""
+    if node.side != lead.side or size(node) != size(lead):
+        return False
+    if lead.op not in ELEMENTWISE and (lead.op not in FUSABLE_HEADS or lead.shape[-1] <= FEW):
+        return False
+    for operand in node.inputs:
+        value, skip = source(operand)
+        if value in members and (skip or size(value) != size(lead)):
+            return False
+        if size(operand) in (1, size(lead)):
+            continue
+        if node.shape != lead.shape:
+            return False
+        if lead.op in FUSABLE_HEADS and epilogue_stride(operand.shape, lead.shape) is None:
+            return False
+    return True
+
+
+def epilogue_stride(shape: tuple[int, ...], out: tuple[int, ...]) -> tuple[int, int] | None:
+    """For an operand of `shape` beside a linear's (R..., N) value: (values from one of the R to the next, 0 or 1 along N), or None."""
+    full = (1,) * (len(out) - len(shape)) + tuple(shape)
+    along = 1 if full[-1] == out[-1] and out[-1] > 1 else 0
+    if full[:-1] == out[:-1]:
+        return full[-1] if math.prod(out[:-1]) > 1 else 0, along
+    return (0, along) if math.prod(full[:-1]) == 1 else None
+
+
+def _place(graph: Graph, groups: list[_Group]) -> tuple[dict[Node, Place], list[Buffer]]:
+    """A place for every computed value: inside the CONCAT that it becomes a part of when it can be, else a buffer of its own."""
+    places: dict[Node, Place] = {}
+    drafts: list[Buffer] = []
+    concats = [g.head for g in groups if g.head is not None and g.head.op is Op.CONCAT]
+    for concat in reversed(concats):
+        if concat not in places:
+            places[concat] = Place(len(drafts), 0)
+            drafts.append(_draft(len(drafts), concat))
+        if math.prod(concat.shape[: concat["axis"]]) != 1:
+            continue
+        home, at = places[concat], 0
+        for operand in concat.inputs:
+            value, skip = (operand, 0) if operand.side == "constant" else source(operand)
+            fits = value.side == concat.side and value not in places and skip == 0 and size(value) == size(operand)
+            if fits and ctype(value) == ctype(concat):
+                places[value] = Place(home.buffer, home.at + at)
+            at += size(operand)
+    for group in groups:
+        for node in (group.head, *group.body):
+            if node is not None and node not in places:
+                places[node] = Place(len(drafts), 0)
+                drafts.append(_draft(len(drafts), node))
+    for node in graph.order:  # views last: their sources have places now
+        if node.side != "constant" and node not in places:
+            value, skip = source(node)
+            places[node] = Place(places[value].buffer, places[value].at + skip)
+    return places, drafts
+
+
+def _draft(index: int, node: Node) -> Buffer:
+    n = size(node)
+    return Buffer(index, ctype(node), n, n if n < 16 else -(-n // 16) * 16, node.side)
+
+
+def _steps(graph: Graph, groups: list[_Group], places: dict[Node, Place]) -> list[Step]:
+    """Groups as steps, request side first; what only its own group reads is not stored."""
+    group_of = {node: g for g in groups for node in (g.head, *g.body) if node is not None}
+    stored: set[Node] = {source(node)[0] for _, node in graph.outputs if node.side != "constant"}
+    for node in graph.order:
+        for operand in node.inputs:
+            if operand.side == "constant" or view_of(node) is not None:
+                continue
+            value, _ = source(operand)
+            if group_of[value] is not group_of.get(node):
+                stored.add(value)
+    steps = []
+    for side in ("request", "candidate"):
+        for g in groups:
+            if g.side == side:
+                nodes = [node for node in (g.head, *g.body) if node is not None]
+                steps.append(Step(side, g.head, tuple(g.body), frozenset(n for n in nodes if n in stored)))
+    return steps
+
+
+def _check(step: Step) -> None:
+    from burnish.native.kernels import table  # the kernels know plans, so they are looked up when they are needed
+
+    table.check(step)
+
+
+def _block_rows(drafts: list[Buffer], host: Host) -> int:
+    """As many rows as keep the buffers within half of the second-level cache."""
+    row = sum(b.stride * SIZES[b.ctype] for b in drafts)
+    cache = host.cache_bytes[1] if len(host.cache_bytes) > 1 else 1 << 19
+    fit = cache // 2 // max(row, 1)
+    return next((rows for rows in (MOST_ROWS, 24, 12) if rows <= fit), 6)
+
+
+def _lay_out(graph: Graph, steps: list[Step], places: dict[Node, Place], drafts: list[Buffer], rows: int) -> tuple[tuple[Buffer, ...], int]:
+    """Offsets: a buffer's bytes are used again by buffers that live at other steps. What candidates read of a request lives throughout."""
+    end = len(steps)
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+
+    def touch(node: Node, at: int) -> None:
+        index = places[node].buffer
+        first.setdefault(index, at)
+        last[index] = max(last.get(index, at), at)
+
+    for at, step in enumerate(steps):
+        for node in step.nodes:
+            for operand in node.inputs:
+                if operand.side != "constant":
+                    touch(operand, end if operand.side != step.side else at)
+            if node in step.stored:
+                touch(node, at)
+    for _, node in graph.outputs:
+        if node.side != "constant":
+            touch(node, end)
+    placed: list[tuple[int, int, int]] = []  # (offset, bytes, buffer)
+    offsets: dict[int, int] = {}
+    for index in sorted(first, key=lambda i: (first[i], i)):
+        draft = drafts[index]
+        nbytes = rows * draft.stride * SIZES[draft.ctype] + SLACK
+        nbytes = -(-nbytes // ALIGN) * ALIGN
+        offset = 0
+        for other_at, other_bytes, other in sorted(placed):
+            apart = last[other] < first[index] or last[index] < first[other]
+            if not apart and offset < other_at + other_bytes and other_at < offset + nbytes:
+                offset = other_at + other_bytes
+        offsets[index] = offset
+        placed.append((offset, nbytes, index))
+    arena = max((at + n for at, n, _ in placed), default=0)
+    buffers = tuple(Buffer(d.index, d.ctype, d.width, d.stride, d.side, offsets.get(d.index, 0)) for d in drafts)
+    return buffers, arena
+
+
+def _flags(isa: str, host: Host) -> tuple[str, ...]:
+    from burnish.host import ISAS
+
+    extra = {"avx512_bf16"} & set(host.flags) if isa == "avx512vnni" else set[str]()
+    return tuple(sorted(ISAS[isa][1] | extra))
