@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
 from peers import Rows
 
 NAME = "PyTorch eager fp32"

@@ -49,7 +49,11 @@ def with_negatives(bought: pl.DataFrame, rng: np.random.Generator) -> pl.DataFra
 def history(rows: pl.DataFrame, bought: pl.DataFrame) -> pl.DataFrame:
     """What was known before the basket: how often and when this household bought the product, how often and at what price anyone did."""
     by_pair = bought.select(
-        "household_id", "product_id", "time", pair_time="time", bought_before=pl.int_range(1, pl.len() + 1).over("household_id", "product_id")
+        "household_id",
+        "product_id",
+        "time",
+        pair_time="time",
+        bought_before=pl.int_range(1, pl.len() + 1).over("household_id", "product_id"),
     )
     by_product = bought.select("product_id", "time", "price", popularity=pl.int_range(1, pl.len() + 1).over("product_id"))
     before = {"on": "time", "allow_exact_matches": False, "check_sortedness": False}
@@ -112,7 +116,9 @@ def build(out: Path) -> None:
     rows.filter(train).write_parquet(out / "train.parquet")
     rows.filter(pl.col("week") == 48).sample(20_000, seed=0).write_parquet(out / "calibration.parquet")
     rows.filter(~train).write_parquet(out / "validation.parquet")
-    (out / "columns.json").write_text(json.dumps({"request": REQUEST_IDS, "candidate": CANDIDATE_IDS, "dense": DENSE, "cardinality": cardinality}, indent=1))
+    (out / "columns.json").write_text(
+        json.dumps({"request": REQUEST_IDS, "candidate": CANDIDATE_IDS, "dense": DENSE, "cardinality": cardinality}, indent=1)
+    )
     print(f"{len(rows):,} rows, {rows['label'].mean():.1%} bought, {rows.filter(~train)['basket_id'].n_unique():,} validation baskets")
 
 

@@ -50,8 +50,8 @@ def columns(data: Path) -> dict:
 
 def tensors(file: Path, names: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     frame = pl.read_parquet(file)
-    ids = frame.select(names["request"] + names["candidate"]).to_numpy().astype(np.int64)
-    return torch.from_numpy(ids), torch.from_numpy(frame.select(names["dense"]).to_numpy()), torch.from_numpy(frame["label"].to_numpy()).float()
+    ids = frame.select(pl.col(names["request"] + names["candidate"]).cast(pl.Int64)).to_torch()
+    return ids, frame.select(names["dense"]).to_torch(), frame["label"].to_torch().float()
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -68,7 +68,8 @@ def train(data: Path, out: Path, batch: int = 4096, epochs: float = 0.5, seed: i
     sizes = {"cardinality": list(names["cardinality"].values()), "dense": len(names["dense"])}
     model = DCNv2(**sizes)
     tables = set(model.tables.parameters())
-    optimizer = torch.optim.Adam([{"params": list(tables), "lr": 2e-2}, {"params": [p for p in model.parameters() if p not in tables], "lr": 1e-3}])
+    others = [p for p in model.parameters() if p not in tables]
+    optimizer = torch.optim.Adam([{"params": list(tables), "lr": 2e-2}, {"params": others, "lr": 1e-3}])
     order = torch.randperm(len(ids))[: int(len(ids) * epochs)]
     steps, start = len(order) // batch, time.time()
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)

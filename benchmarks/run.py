@@ -1,0 +1,66 @@
+"""Every published figure, made again: `make bench`. Writes one page with the machine, the versions and the command under each table."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from pathlib import Path
+
+import accuracy
+import speed
+from burnish.host import Host, versions
+from models import complete_journey, movielens
+
+DOUBTS = """# Benchmarks
+
+Made by `make bench`. Reasons to doubt these figures: the machine was shared and virtual, so absolute times move from run to run and only
+ratios within one table mean anything; two models on two data sets are not your model on your data; Complete Journey is, by its package's own
+account, simulated from real shopping patterns. Run `burnish optimize` on your own model before you believe any of it."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"))
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each engine and number of rows")
+    options = parser.parse_args()
+    demo, films = complete_journey(), movielens()
+    times = speed.measure(demo, options.seconds)
+    lines = [
+        DOUBTS,
+        "",
+        "## Speed",
+        "",
+        f"{demo.name}, one core, microseconds a call, median of 10 rounds in turns (± half of the spread).",
+    ]
+    lines += [*_doc(speed), "", *speed.table(times), "", *_footer(options)]
+    for subject in (demo, films):
+        lines += [
+            "",
+            f"## Accuracy: {subject.name}",
+            "",
+            f"{len(subject.labels):,} validation rows, {len(subject.calibration['ids']):,} calibration rows.",
+        ]
+        lines += [*_doc(accuracy), "", *accuracy.table(accuracy.measure(subject)), "", *_footer(options)]
+    options.out.write_text("\n".join(lines) + "\n")
+    print(options.out)
+
+
+def _doc(module: object) -> list[str]:
+    return [(module.__doc__ or "").strip()]
+
+
+def _footer(options: argparse.Namespace) -> list[str]:
+    host = Host.here()
+    caches = " / ".join(f"{n >> 10} KiB" for n in host.cache_bytes)
+    told = ", ".join(
+        f"{name} {version}" for name, version in versions("burnish", "torch", "onnxruntime", "openvino", "nncf", "numpy", "ziglang").items()
+    )
+    command = f"python benchmarks/run.py --seconds {options.seconds:g}"
+    when = datetime.datetime.now(datetime.UTC).date()
+    return [f"*{when}, {host.cpu}, {host.cores} cores, {host.isa}, caches {caches}; {told}; `{command}`*"]
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    main()
