@@ -1,7 +1,7 @@
-"""Complete Journey (one year of grocery baskets) as a ranking problem: which of the products seen around this time does this household buy now?
+"""Complete Journey (one year of grocery baskets) as a ranking problem: which products of the season does this household buy now?
 
-One basket is one request; its candidates are the products bought in it and three times as many that other baskets bought around the same time.
-Every history feature looks strictly before the basket. Weeks 1-48 train, weeks 49-53 validate, 20,000 rows of week 48 calibrate.
+One basket is one request; its candidates are the products bought in it and three times as many that other baskets bought around the same
+time. Every history feature looks strictly before the basket. Weeks 1-48 train, weeks 49-53 validate, 20,000 rows of week 48 calibrate.
 
     python data.py OUT      writes OUT/{train,calibration,validation}.parquet and OUT/columns.json
 
@@ -48,16 +48,11 @@ def with_negatives(bought: pl.DataFrame, rng: np.random.Generator) -> pl.DataFra
 
 def history(rows: pl.DataFrame, bought: pl.DataFrame) -> pl.DataFrame:
     """What was known before the basket: how often and when this household bought the product, how often and at what price anyone did."""
-    by_pair = bought.select(
-        "household_id",
-        "product_id",
-        "time",
-        pair_time="time",
-        bought_before=pl.int_range(1, pl.len() + 1).over("household_id", "product_id"),
-    )
-    by_product = bought.select("product_id", "time", "price", popularity=pl.int_range(1, pl.len() + 1).over("product_id"))
+    count, pair = pl.int_range(1, pl.len() + 1), ["household_id", "product_id"]
+    by_pair = bought.select(*pair, "time", pair_time="time", bought_before=count.over(pair))
+    by_product = bought.select("product_id", "time", "price", popularity=count.over("product_id"))
     before = {"on": "time", "allow_exact_matches": False, "check_sortedness": False}
-    rows = rows.drop("price").join_asof(by_pair, by=["household_id", "product_id"], **before)
+    rows = rows.drop("price").join_asof(by_pair, by=pair, **before)
     rows = rows.join_asof(by_product, by="product_id", **before)
     days = (pl.col("time") - pl.col("pair_time")).dt.total_hours() / 24
     return rows.with_columns(
@@ -116,10 +111,10 @@ def build(out: Path) -> None:
     rows.filter(train).write_parquet(out / "train.parquet")
     rows.filter(pl.col("week") == 48).sample(20_000, seed=0).write_parquet(out / "calibration.parquet")
     rows.filter(~train).write_parquet(out / "validation.parquet")
-    (out / "columns.json").write_text(
-        json.dumps({"request": REQUEST_IDS, "candidate": CANDIDATE_IDS, "dense": DENSE, "cardinality": cardinality}, indent=1)
-    )
-    print(f"{len(rows):,} rows, {rows['label'].mean():.1%} bought, {rows.filter(~train)['basket_id'].n_unique():,} validation baskets")
+    columns = {"request": REQUEST_IDS, "candidate": CANDIDATE_IDS, "dense": DENSE, "cardinality": cardinality}
+    (out / "columns.json").write_text(json.dumps(columns, indent=1))
+    baskets = rows.filter(~train)["basket_id"].n_unique()
+    print(f"{len(rows):,} rows, {rows['label'].mean():.1%} bought, {baskets:,} validation baskets")
 
 
 if __name__ == "__main__":
