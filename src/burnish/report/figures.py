@@ -5,16 +5,19 @@ Each function takes report.json's content and returns a specification, or None w
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import altair
 
 Spec = dict[str, Any]
-STATUSES = {"chosen": "chosen", "feasible": "passes the gate", "rejected": "rejected", "baseline": "as it came"}
+STATUSES = {"chosen": "chosen", "feasible": "passes", "rejected": "rejected", "baseline": "as it came"}
 _MARKS = {"chosen": "diamond", "feasible": "circle", "rejected": "cross", "baseline": "square"}
+COLOURS = ("baseline", "chosen", "feasible")  # of the trials that `compared` sets side by side
+_DEEPEST = 6  # allowed drops below zero where the frontier ends: one ruined trial shall not flatten the others
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 
 
@@ -35,36 +38,39 @@ def change(trial: Mapping[str, Any], accuracy: Mapping[str, Any]) -> dict[str, f
 
 
 def frontier(report: Mapping[str, Any]) -> Spec | None:
-    """Cost against quality: each trial by its core-microseconds a candidate and the gate's metric with its interval."""
+    """Cost against quality: each trial by its core-microseconds a candidate and the gate's metric with its interval.
+
+    A trial far below the gate is drawn at the lower edge; its tooltip has the number.
+    """
     accuracy = report.get("accuracy") or {}
-    points = []
+    drop = accuracy.get("max_drop")
+    floor = -100 * drop * _DEEPEST if drop else -math.inf
+    points: list[dict[str, Any]] = []
     for trial in report.get("trials") or ():
         rate, moved = trial.get("candidates_per_second_per_core"), change(trial, accuracy)
         if rate and moved:
-            status = STATUSES.get(trial["status"], trial["status"])
-            label = f"{trial['recipe']} · {trial['backend']}"
-            points.append({"id": trial["id"], "trial": label, "status": status, "cost": 1e6 / rate, **moved})
+            drawn = {f"y_{end}": max(moved[end], floor) for end in ("value", "low", "high")}
+            name = f"{trial['recipe']} · {trial['backend']}"
+            points.append({"id": trial["id"], "trial": name, "status": STATUSES[trial["status"]], "cost": 1e6 / rate, **moved, **drawn})
     if not points:
         return None
+    low, high = _around([point["cost"] for point in points])
+    for point in points:  # names near an edge grow away from it
+        where = math.log(point["cost"] / low) / math.log(high / low)
+        point["align"] = "left" if where < 0.25 else "right" if where > 0.6 else "center"
     import altair as alt
 
-    relative = accuracy.get("drop_type", "relative") == "relative"
-    unit = "% relative" if relative else "percentage points"
+    unit = "% relative" if accuracy.get("drop_type", "relative") == "relative" else "percentage points"
     metric = str(accuracy.get("metric", "auc")).upper().replace("_", " ")
-    told = round(100 * accuracy.get("confidence", 0.95), 1)
-    picked = alt.param("picked", value="")
-    cost = [point["cost"] for point in points]
-    x = alt.X("cost:Q", title="core-µs a candidate (log scale; left is cheaper)").scale(
-        type="log", domain=_around(min(cost), max(cost)), nice=False
-    )
-    x = x.axis(format="~g", tickCount=6)
-    y_title = f"{metric} change, {unit}, with its {told:g} % interval"
-    colour = alt.Color("status:N", title=None).scale(domain=list(STATUSES.values()), range=[f"var(--{name})" for name in STATUSES])
-    shape = alt.Shape("status:N", title=None).scale(domain=list(STATUSES.values()), range=list(_MARKS.values()))
+    title = f"{metric} change, {unit}, with its {100 * accuracy.get('confidence', 0.95):g} % interval"
+    x = alt.X("cost:Q", title="core-µs a candidate (log scale; left is cheaper)")
+    x = x.scale(type="log", domain=[low, high], nice=False).axis(format="~g", tickCount=6)
+    colour = alt.Color("status:N", legend=None).scale(domain=list(STATUSES.values()), range=[f"var(--{name})" for name in STATUSES])
+    shape = alt.Shape("status:N", legend=None).scale(domain=list(STATUSES.values()), range=list(_MARKS.values()))
     base = alt.Chart(alt.Data(values=points)).encode(x=x, color=colour)
-    whiskers = base.mark_rule(strokeWidth=1.5, opacity=0.55).encode(y=alt.Y("low:Q", title=y_title), y2="high:Q")
-    marks = base.mark_point(filled=True, cursor="pointer", opacity=1).encode(
-        y="value:Q",
+    bars = base.mark_rule(strokeWidth=1.5, opacity=0.55).encode(y=alt.Y("y_low:Q", title=title), y2="y_high:Q")
+    marks = base.mark_point(filled=True, cursor="pointer", opacity=1, strokeWidth=2).encode(
+        y="y_value:Q",
         shape=shape,
         size=alt.condition("datum.id === picked || datum.status === 'chosen'", alt.value(190), alt.value(80)),
         stroke=alt.condition("datum.id === picked", alt.value("var(--ink)"), alt.value("transparent")),
@@ -78,15 +84,14 @@ def frontier(report: Mapping[str, Any]) -> Spec | None:
         ],
     )
     named = base.transform_filter("datum.status === 'chosen' || datum.status === 'as it came'")
-    names = named.mark_text(dy=-16, fontSize=12, fontWeight=600).encode(y="value:Q", text="trial:N")
-    layers: list[Any] = [whiskers, marks, names]
-    if accuracy.get("max_drop") is not None:
-        limit = {"limit": -100 * accuracy["max_drop"], "text": f"allowed drop, {100 * accuracy['max_drop']:g} {unit}"}
-        gate = alt.Chart(alt.Data(values=[limit]))
+    names = named.mark_text(dy=-12, fontSize=12, fontWeight=600, align=alt.ExprRef("datum.align"))
+    layers: list[Any] = [bars, marks, names.encode(y="y_high:Q", text="trial:N")]
+    if drop:
+        gate = alt.Chart(alt.Data(values=[{"limit": -100 * drop, "text": f"allowed drop, {100 * drop:g} {unit}"}]))
         layers.insert(0, gate.mark_rule(strokeDash=[5, 4], color="var(--muted)").encode(y="limit:Q"))
         words = gate.mark_text(align="right", baseline="top", dy=5, dx=-4, color="var(--muted)", fontSize=11)
         layers.insert(1, words.encode(x=alt.value("width"), y="limit:Q", text="text:N"))
-    return _finished(alt.layer(*layers).add_params(picked), 340)
+    return _finished(alt.layer(*layers).add_params(alt.param("picked", value="")), 340)
 
 
 def latency(report: Mapping[str, Any]) -> Spec | None:
@@ -100,20 +105,20 @@ def latency(report: Mapping[str, Any]) -> Spec | None:
         return None
     import altair as alt
 
-    names = list(dict.fromkeys(row["trial"] for row in rows))
-    colours = [f"var(--{colour})" for colour in ("baseline", "chosen", "feasible")]
+    names = [name for name, _ in compared(report)]
     last = max(row["nines"] for row in rows)
     ticks = [at for at in (math.log10(2), 1.0, 2.0, 3.0, 4.0) if at <= last + 1e-6]
+    colours = [f"var(--{colour})" for colour in COLOURS]
+    x = alt.X("nines:Q", title="share of calls answered within")
+    y = alt.Y("us:Q", title="µs a call (log scale)").scale(type="log", domain=list(_around([row["us"] for row in rows])), nice=False)
     chart = (
         alt.Chart(alt.Data(values=rows))
         .mark_line(point=alt.OverlayMarkDef(size=24), strokeWidth=2)
         .encode(
-            x=alt.X("nines:Q", title="share of calls answered within").axis(
-                values=ticks, labelExpr="format(100 * (1 - pow(10, -datum.value)), '.4~g') + ' %'"
-            ),
-            y=alt.Y("us:Q", title="µs a call (log scale)").scale(type="log", nice=False).axis(format=",~g", tickCount=6),
-            color=alt.Color("trial:N", title=None).scale(domain=names, range=colours[: len(names)]),
-            strokeDash=alt.StrokeDash("trial:N", title=None).scale(domain=names, range=[[1, 0], [1, 0], [6, 3]][: len(names)]),
+            x=x.axis(values=ticks, labelExpr="format(100 * (1 - pow(10, -datum.value)), '.4~g') + ' %'", labelFlush=True),
+            y=y.axis(format=",~g", tickCount=6),
+            color=alt.Color("trial:N", legend=None).scale(domain=names, range=colours[: len(names)]),
+            strokeDash=alt.StrokeDash("trial:N", legend=None).scale(domain=names, range=[[1, 0], [1, 0], [6, 3]][: len(names)]),
             tooltip=[
                 alt.Tooltip("trial:N", title="trial"),
                 alt.Tooltip("quantile:Q", title="share of calls, %", format=".4~g"),
@@ -140,6 +145,7 @@ def best_peer(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return next((trial for trial in report.get("trials") or () if name is not None and trial.get("id") == name), None)
 
 
+@functools.cache
 def script() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script (0.9 MB), from the vl-convert package: no network is needed for it."""
     import vl_convert
@@ -147,22 +153,19 @@ def script() -> str:
     return str(vl_convert.javascript_bundle())  # type: ignore[call-arg]  # its stub lacks the default
 
 
-def _around(low: float, high: float) -> list[float]:
-    """A logarithmic domain with a little air at both ends."""
-    air = max(high / low, 1.2) ** 0.08
-    return [low / air, high * air]
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    """A logarithmic domain that has the values with a little air at both ends."""
+    air = max(max(values) / min(values), 1.2) ** 0.08
+    return min(values) / air, max(values) * air
 
 
 def _finished(chart: altair.LayerChart | altair.FacetChart | altair.Chart, height: int) -> Spec:
+    """The specification, as wide as its place on the page; the legend is the page's, which wraps on a phone."""
     chart = chart.properties(width="container", height=height, background="transparent", autosize={"type": "fit-x", "contains": "padding"})
-    lines: dict[str, Any] = dict.fromkeys(("domainColor", "gridColor", "tickColor"), "var(--line)")
-    words: dict[str, Any] = dict.fromkeys(("labelColor", "titleColor"), "var(--muted)")
-    sizes: dict[str, Any] = {"titleFontWeight": "normal", "titleFontSize": 12, "labelFontSize": 12, "titlePadding": 10, "labelPadding": 8}
-    spec: Spec = (
-        chart.configure_view(stroke=None)
-        .configure_axis(**lines, **words, **sizes, domain=False, ticks=False)
-        .configure_legend(orient="top", columns=0, labelColor="var(--ink)", labelFontSize=12, labelLimit=320, symbolSize=90, offset=12)
-        .configure(font=_FONT, text={"color": "var(--ink)"})
-        .to_dict()
-    )
+    lines = dict.fromkeys(("domainColor", "gridColor", "tickColor"), "var(--line)")
+    words = dict.fromkeys(("labelColor", "titleColor"), "var(--muted)")
+    sizes = {"titleFontWeight": "normal", "titleFontSize": 12, "labelFontSize": 12, "titlePadding": 10, "labelPadding": 8}
+    axis = {**lines, **words, **sizes, "domain": False, "ticks": False}
+    spec: Spec = chart.to_dict()
+    spec["config"] = {"font": _FONT, "view": {"stroke": None}, "text": {"color": "var(--ink)"}, "axis": axis}
     return spec

@@ -6,7 +6,7 @@ A report may lack parts (a search that found nothing feasible, a trial that was 
 from __future__ import annotations
 
 import webbrowser
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from burnish.report import figures
 
 NAME = "report.html"
 _HERE = Path(__file__).parent
-_VERDICTS = {"chosen": "chosen", "feasible": "passes", "rejected": "rejected", "baseline": "as it came"}
 _TITLES = {
     "auc": "AUC",
     "gauc": "GAUC",
@@ -26,14 +25,14 @@ _TITLES = {
     "topk_overlap": "Top-k overlap",
     "ne": "NE",
 }
-_COLUMNS = (
-    {"name": "Recipe", "unit": "", "number": False},
-    {"name": "Verdict", "unit": "", "number": True},
-    {"name": "", "unit": "", "number": True},  # the gate's metric, named by the report
-    {"name": "p50", "unit": "µs", "number": True},
-    {"name": "p99", "unit": "µs", "number": True},
-    {"name": "Candidates", "unit": "/s/core", "number": True},
-    {"name": "Weights", "unit": "MB", "number": True},
+_COLUMNS = (  # of the table of trials; the name of the third is the gate's metric
+    {"name": "Recipe", "unit": "", "number": False, "right": False},
+    {"name": "Verdict", "unit": "", "number": True, "right": False},
+    {"name": "", "unit": "", "number": True, "right": True},
+    {"name": "p50", "unit": "µs", "number": True, "right": True},
+    {"name": "p99", "unit": "µs", "number": True, "right": True},
+    {"name": "Candidates", "unit": "/s/core", "number": True, "right": True},
+    {"name": "Weights", "unit": "MB", "number": True, "right": True},
 )
 
 
@@ -61,34 +60,33 @@ def render(report: Mapping[str, Any]) -> str:
     import jinja2
     from markupsafe import Markup
 
-    frontier, latency = figures.frontier(report), figures.latency(report)
-    specs = msgspec.json.encode({"frontier": frontier, "latency": latency}).decode()
+    drawn = {"frontier": figures.frontier(report), "latency": figures.latency(report)}
+    specs = msgspec.json.encode(drawn).decode()
     for character in "<>&":  # inside a script element no text may look like its end
         specs = specs.replace(character, f"\\u{ord(character):04x}")
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     return page.from_string((_HERE / "page.html").read_text(encoding="utf-8")).render(
-        _view(report),
-        frontier=frontier,
-        latency=latency,
+        _view(report, drawn),
+        **drawn,
         specs=Markup(specs),
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         js=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
-        vega=Markup(figures.script()) if frontier or latency else "",
+        vega=Markup(figures.script()) if any(drawn.values()) else "",
     )
 
 
-def _view(report: Mapping[str, Any]) -> dict[str, Any]:
+def _view(report: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, Any]:
     """What the template shows, as text."""
     decision, host = report.get("decision") or {}, report.get("host") or {}
     trials = [_trial(trial, report) for trial in report.get("trials") or ()]
-    statuses = [(s, _VERDICTS[s], sum(t["status"] == s for t in trials)) for s in _VERDICTS if any(t["status"] == s for t in trials)]
+    counts = {status: sum(trial["status"] == status for trial in trials) for status in figures.STATUSES}
     comparison, capacity = _comparison(report), _capacity(report)
     sections = [
         ("decision", "Decision", True),
         ("compare", "Before and after", comparison),
-        ("frontier", "Cost and quality", figures.frontier(report)),
+        ("frontier", "Cost and quality", drawn["frontier"]),
         ("trials", "Trials", trials),
-        ("latency", "Latency", figures.latency(report)),
+        ("latency", "Latency", drawn["latency"]),
         ("capacity", "Capacity", capacity),
         ("method", "Method", True),
         ("repeat", "Repeat it", report.get("command")),
@@ -101,14 +99,15 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
         "sections": [(id_, name) for id_, name, there in sections if there],
         "figures_of_merit": _figures_of_merit(report),
         "comparison": comparison,
+        "compared": [(name, colour) for (name, _), colour in zip(figures.compared(report), figures.COLOURS)],
         "trial_columns": columns,
         "trials": trials,
-        "statuses": statuses,
+        "statuses": [(status, figures.STATUSES[status], count) for status, count in counts.items() if count],
         "capacity": capacity,
-        "objective": report.get("objective") or {},
+        "candidates": (report.get("objective") or {}).get("candidates"),
         "method": _method(report),
         "host": {"cpu": host.get("cpu"), "cores": host.get("cores"), "flags": host.get("flags") or ()},
-        "versions": report.get("versions") or {},
+        "version": (report.get("versions") or {}).get("burnish"),
         "command": report.get("command"),
         "created": (report.get("created") or "").replace("T", " ").replace("+00:00", " UTC"),
         "seconds": duration(report["seconds"]) if report.get("seconds") else "",
@@ -151,26 +150,27 @@ def _comparison(report: Mapping[str, Any]) -> dict[str, Any] | None:
         if any(cell["value"] != "–" for cell in told):
             rows.append({"name": name, "note": note, "cells": told})
 
-    for key in dict.fromkeys(key for trial in trials for key, value in (trial.get("quality") or {}).items() if isinstance(value, Mapping)):
-        row(_TITLES.get(key, key), "", [_quality((trial.get("quality") or {}).get(key)) for trial in trials])
     first = trials[0]
+    for key in dict.fromkeys(key for trial in trials for key, value in (trial.get("quality") or {}).items() if isinstance(value, Mapping)):
+        told = [_quality((trial.get("quality") or {}).get(key)) for trial in trials]
+        row(_TITLES.get(key, key), "", [told[0] if trials[0] is not report.get("baseline") else (told[0][0], ""), *told[1:]])
 
-    def factor(trial: Mapping[str, Any], get: Any, smaller: bool) -> str:
-        """How many times better than the model as it came."""
-        mine, theirs = get(trial), get(first)
-        if trial is first or not mine or not theirs:
-            return ""
-        times = theirs / mine if smaller else mine / theirs
-        return f"{times:.1f}× {'less' if smaller else 'more'}" if times >= 1 else f"{1 / times:.1f}× {'more' if smaller else 'less'}"
+    def measure(name: str, note: str, get: Callable[[Any], float | None], form: Callable[[float], str], better: str, worse: str) -> None:
+        """A row of numbers, each with how many times better it is than the first; `better` = "more" says that a larger one is."""
+        cells = []
+        for trial in trials:
+            mine, theirs, remark = get(trial), get(first), ""
+            if mine and theirs and trial is not first:
+                times = mine / theirs if better == "more" else theirs / mine
+                remark = f"{times:.1f}× {better}" if times >= 1 else f"{1 / times:.1f}× {worse}"
+            cells.append(("–" if mine is None else form(mine), remark))
+        row(name, note, cells)
 
-    def measure(name: str, note: str, get: Any, form: Any, smaller: bool = True) -> None:
-        row(name, note, [(form(get(t)) if get(t) is not None else "–", factor(t, get, smaller)) for t in trials])
-
-    measure("p50", "one call at a time", lambda t: (t.get("latency_us") or {}).get("p50"), time_of)
-    measure("p99", "one call at a time", lambda t: (t.get("latency_us") or {}).get("p99"), time_of)
-    measure("Candidates a second", "one core", lambda t: t.get("candidates_per_second_per_core"), number, smaller=False)
-    measure("Requests a second", "one core, within the objective", lambda t: (t.get("load") or {}).get("qps"), number, smaller=False)
-    measure("Weights", "", lambda t: t.get("weight_bytes"), size)
+    measure("p50", "one call at a time", lambda t: (t.get("latency_us") or {}).get("p50"), time_of, "faster", "slower")
+    measure("p99", "one call at a time", lambda t: (t.get("latency_us") or {}).get("p99"), time_of, "faster", "slower")
+    measure("Candidates a second", "one core", lambda t: t.get("candidates_per_second_per_core"), number, "more", "fewer")
+    measure("Requests a second", "one core, within the objective", lambda t: (t.get("load") or {}).get("qps"), number, "more", "fewer")
+    measure("Weights", "", lambda t: t.get("weight_bytes"), size, "smaller", "larger")
     return {"columns": columns, "rows": rows}
 
 
@@ -215,8 +215,8 @@ def _trial(trial: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any
         "backend": trial["backend"],
         "threads": trial.get("threads"),
         "status": status,
-        "verdict": _VERDICTS.get(status, status) + (f": {trial['stage']}" if trial.get("stage") else ""),
-        "order": list(_VERDICTS).index(status) if status in _VERDICTS else len(_VERDICTS),
+        "verdict": figures.STATUSES.get(status, status) + (f": {trial['stage']}" if trial.get("stage") else ""),
+        "order": list(figures.STATUSES).index(status) if status in figures.STATUSES else len(figures.STATUSES),
         "reason": trial.get("reason") or "",
         "steps": trial.get("steps") or (),
         "cells": [
@@ -314,7 +314,7 @@ def number(value: float | None) -> str:
 
 def time_of(us: float) -> str:
     """402 µs, 9.21 ms, 1.5 s"""
-    for limit, scale, unit in ((1e3, 1, "µs"), (1e6, 1e3, "ms")):
+    for limit, scale, unit in ((999.5, 1, "µs"), (999.5e3, 1e3, "ms")):  # beyond these, three digits round to a thousand
         if us < limit:
             return f"{us / scale:.3g} {unit}"
     return f"{us / 1e6:.3g} s"
