@@ -9,6 +9,8 @@ What is not said in ONNX's own words:
 - tables stay as narrow as they are: rows are gathered first and widened after;
 - QLINEAR's scale is the product of both operands' scales; the activation's part is 1 / multiplier where one multiplier stands for
   all of a linear's channels, and 1, with an explicit Mul before, where there are several;
+- reductions keep their axes and are squeezed after: OpenVINO 2026.4 fuses what follows a reduction into it, and quantizes the wrong
+  channels where an axis went away (tests/backends/test_openvino.py);
 - that Mul is taken into the int8 linear before it where only a relu lies between, since relu(y) * m = relu(y * m) for m > 0.
 """
 
@@ -258,8 +260,11 @@ def _logical(op: str) -> Callable[[_Writer, Node], str]:
 
 def _reduce(op: str) -> Callable[[_Writer, Node], str]:
     def emit(w: _Writer, node: Node) -> str:
-        axes = w.ints(a + 1 for a in node["axes"])
-        return w.add(op, w.read(node.inputs[0]), axes, keepdims=int(node["keepdims"]))
+        axes = [axis + 1 for axis in node["axes"]]
+        if not axes:
+            return w.read(node.inputs[0])
+        reduced = w.add(op, w.read(node.inputs[0]), w.ints(axes), keepdims=1)
+        return reduced if node["keepdims"] else w.add("Squeeze", reduced, w.ints(axes))
 
     return emit
 
@@ -357,14 +362,14 @@ def _bag(w: _Writer, node: Node) -> str:
         kept = w.add("Not", w.add("Equal", w.read(ids), w.const(np.asarray(node["ignore"], ids.dtype))))
     if node["mode"] == "max":
         if kept is None:
-            return w.add("ReduceMax", rows, along, keepdims=0)
+            return w.add("Squeeze", w.add("ReduceMax", rows, along, keepdims=1), along)
         lowest = w.const(np.asarray(-np.inf, held(node)))
-        top = w.add("ReduceMax", w.add("Where", w.add("Unsqueeze", kept, last), rows, lowest), along, keepdims=0)
+        top = w.add("ReduceMax", w.add("Where", w.add("Unsqueeze", kept, last), rows, lowest), along, keepdims=1)
         any_kept = w.cast(w.add("ReduceMax", w.cast(kept, "int32"), last, keepdims=1), "bool")
-        return w.add("Where", any_kept, top, zero)
+        return w.add("Where", any_kept, w.add("Squeeze", top, along), zero)
     if kept is not None:
         rows = w.add("Where", w.add("Unsqueeze", kept, last), rows, zero)
-    total = w.add("ReduceSum", rows, along, keepdims=0)
+    total = w.add("Squeeze", w.add("ReduceSum", rows, along, keepdims=1), along)
     if node["mode"] == "sum":
         return total
     if kept is None:
@@ -421,16 +426,17 @@ def _argmax(w: _Writer, node: Node) -> str:
 
 
 def _argsort(w: _Writer, node: Node) -> str:
-    """TopK of everything; ONNX breaks ties by the lower index, which is what stable means."""
+    """TopK of everything. ONNX breaks ties by the lower index, which is what stable means; OpenVINO does so unless the axis is the last."""
     (x,) = node.inputs
+    axis, last = node["axis"] + 1, w.ints([-1])
     value = w.cast(w.read(x), "int32") if x.dtype == "bool" else w.read(x)
+    behind = axis == len(x.shape)
+    value = w.add("Unsqueeze", value, last) if behind else value
     name = f"topk_{len(w.nodes)}"
     count = w.ints([x.shape[node["axis"]]])
-    largest = int(node["descending"])
-    w.nodes.append(
-        helper.make_node("TopK", [value, count], [f"{name}_values", name], name=name, axis=node["axis"] + 1, largest=largest, sorted=1)
-    )
-    return name
+    attrs = {"axis": axis, "largest": int(node["descending"]), "sorted": 1}
+    w.nodes.append(helper.make_node("TopK", [value, count], [f"{name}_values", name], name=name, **attrs))
+    return w.add("Squeeze", name, last) if behind else name
 
 
 def _cumsum(w: _Writer, node: Node) -> str:
@@ -513,8 +519,8 @@ def _gather(w: _Writer, node: Node) -> str:
     value = w.expand_rows(x) if x.side == "constant" else w.read(x)
     places = w.expand_rows(indices) if indices.side == "constant" else w.read(indices)
     for axis, (have, want) in enumerate(zip(x.shape, indices.shape)):
-        if axis != node["axis"] and want < have:
-            value = w.slice(value, axis + 1, 0, want)
+        if axis != node["axis"] and want < have:  # not a Slice: OpenVINO drops one before GatherElements, then finds the shapes do not fit
+            value = w.add("Gather", value, w.ints(range(want)), axis=axis + 1)
     return w.add("GatherElements", value, places, axis=node["axis"] + 1)
 
 
