@@ -1,4 +1,4 @@
-"""What each way of making a trained model cheaper loses on real rows it was not calibrated on: relative AUC change, paired, with its interval."""
+"""What each way of making a trained model cheaper loses on real rows it was not calibrated on: paired, with an interval."""
 
 from __future__ import annotations
 

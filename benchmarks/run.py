@@ -14,9 +14,9 @@ from models import complete_journey, movielens
 
 DOUBTS = """# Benchmarks
 
-Made by `make bench`. Reasons to doubt these figures: the machine was shared and virtual, so absolute times move from run to run and only
-ratios within one table mean anything; two models on two data sets are not your model on your data; Complete Journey is, by its package's own
-account, simulated from real shopping patterns. Run `burnish optimize` on your own model before you believe any of it."""
+Made by `make bench`. Reasons to doubt these figures: the machine was shared and virtual, so absolute times move from run to run and
+only ratios within one table mean anything; two models on two data sets are not your model on your data; Complete Journey is, by its
+package's own account, simulated from real shopping patterns. Run `burnish optimize` on your own model before you believe any of it."""
 
 
 def main() -> None:
@@ -26,21 +26,12 @@ def main() -> None:
     options = parser.parse_args()
     demo, films = complete_journey(), movielens()
     times = speed.measure(demo, options.seconds)
-    lines = [
-        DOUBTS,
-        "",
-        "## Speed",
-        "",
-        f"{demo.name}, one core, microseconds a call, median of 10 rounds in turns (± half of the spread).",
-    ]
+    setting = f"{demo.name}, one core, microseconds a call, median of 10 rounds in turns (± half of the spread)."
+    lines = [DOUBTS, "", "## Speed", "", setting]
     lines += [*_doc(speed), "", *speed.table(times), "", *_footer(options)]
     for subject in (demo, films):
-        lines += [
-            "",
-            f"## Accuracy: {subject.name}",
-            "",
-            f"{len(subject.labels):,} validation rows, {len(subject.calibration['ids']):,} calibration rows.",
-        ]
+        counts = f"{len(subject.labels):,} validation rows, {len(subject.calibration['ids']):,} calibration rows."
+        lines += ["", f"## Accuracy: {subject.name}", "", counts]
         lines += [*_doc(accuracy), "", *accuracy.table(accuracy.measure(subject)), "", *_footer(options)]
     options.out.write_text("\n".join(lines) + "\n")
     print(options.out)
@@ -53,9 +44,8 @@ def _doc(module: object) -> list[str]:
 def _footer(options: argparse.Namespace) -> list[str]:
     host = Host.here()
     caches = " / ".join(f"{n >> 10} KiB" for n in host.cache_bytes)
-    told = ", ".join(
-        f"{name} {version}" for name, version in versions("burnish", "torch", "onnxruntime", "openvino", "nncf", "numpy", "ziglang").items()
-    )
+    found = versions("burnish", "torch", "onnxruntime", "openvino", "nncf", "numpy", "ziglang")
+    told = ", ".join(f"{name} {version}" for name, version in found.items())
     command = f"python benchmarks/run.py --seconds {options.seconds:g}"
     when = datetime.datetime.now(datetime.UTC).date()
     return [f"*{when}, {host.cpu}, {host.cores} cores, {host.isa}, caches {caches}; {told}; `{command}`*"]

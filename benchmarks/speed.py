@@ -21,6 +21,7 @@ from models import Subject
 PEERS = ("eager", "inductor", "onnxruntime_fp32", "onnxruntime_int8", "openvino_fp32", "openvino_bf16", "nncf_int8", "nncf_int8_expert")
 OURS = ("fp32", "bf16", "int8", "int8-tables")
 SIZES = (1, 16, 128)
+Found = dict[int, dict[str, latency.Latencies]]
 
 
 class Tables:
@@ -49,9 +50,7 @@ def peers(subject: Subject, folder: Path, names: tuple[str, ...] = PEERS) -> dic
     return found
 
 
-def measure(
-    subject: Subject, seconds: float = 3.0, rounds: int = 10, sizes: tuple[int, ...] = SIZES
-) -> dict[int, dict[str, latency.Latencies]]:
+def measure(subject: Subject, seconds: float, rounds: int = 10, sizes: tuple[int, ...] = SIZES) -> Found:
     """Rows a call -> engine -> latencies."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +69,7 @@ def measure(
     return found
 
 
-def table(found: dict[int, dict[str, latency.Latencies]]) -> list[str]:
+def table(found: Found) -> list[str]:
     """Markdown: median microseconds a call, and how far the medians of the rounds lie apart."""
     sizes = list(found)
     lines = ["| engine | " + " | ".join(f"{n} rows" for n in sizes) + " |", "|---|" + "---:|" * len(sizes)]

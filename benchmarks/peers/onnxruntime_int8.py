@@ -26,8 +26,6 @@ def prepare(module: object, example: Rows, calibration: Rows, folder: Path) -> P
         def get_next(self) -> Rows | None:
             return next(self.chunks, None)
 
-    quantize_static(
-        str(ready), str(out), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-        op_types_to_quantize=["Gemm", "MatMul"],
-    )  # fmt: skip
+    settings = {"quant_format": QuantFormat.QDQ, "per_channel": True, "op_types_to_quantize": ["Gemm", "MatMul"]}
+    quantize_static(str(ready), str(out), Reader(), activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, **settings)
     return out
