@@ -121,6 +121,7 @@ class OpSpec:
 
 INTEGERS = ("int64", "int32", "uint8", "int8", "bool")
 FLOATS = ("float32", "float64", "float16", "bfloat16")
+MOST_K = 65_793  # products of one QDOT: 255 * 128 * 65,793 < 2^31
 _RANK = {"bool": 0, "uint8": 1, "int8": 1, "int32": 2, "int64": 3, "float16": 4, "bfloat16": 4, "float32": 5, "float64": 6}
 
 
@@ -158,6 +159,12 @@ def _leaf(inputs: Sequence[Value], attrs: Mapping[str, Any]) -> tuple[Shape, str
 
 def _same(inputs: Sequence[Value], attrs: Mapping[str, Any]) -> tuple[Shape, str]:
     return inputs[0].shape, inputs[0].dtype
+
+
+def _float(inputs: Sequence[Value], attrs: Mapping[str, Any]) -> tuple[Shape, str]:
+    shape, dtype = _pointwise(inputs, attrs)
+    _need(dtype in FLOATS, f"an op of floats met {', '.join(v.dtype for v in inputs)}. CAST the operands first")
+    return shape, dtype
 
 
 def _pointwise(inputs: Sequence[Value], attrs: Mapping[str, Any]) -> tuple[Shape, str]:
@@ -210,7 +217,12 @@ def _qdot(inputs: Sequence[Value], attrs: Mapping[str, Any]) -> tuple[Shape, str
     x, w, *init = inputs
     _need(x.dtype == "uint8" and w.dtype == "int8", f"QDOT needs uint8 and int8 operands, met {x.dtype} and {w.dtype}")
     _need(len(w.shape) == 2 and bool(x.shape) and x.shape[-1] == w.shape[1], f"QDOT of {x.shape} with weight {w.shape} (out, in)")
+    _need(w.shape[1] <= MOST_K, f"QDOT sums {w.shape[1]} products; beyond {MOST_K} int32 could overflow")
     _need(not init or init[0].dtype == "int32", "QDOT has an init that is not int32")
+    _need(
+        not init or broadcast(init[0].shape, (*x.shape[:-1], w.shape[0])) == (*x.shape[:-1], w.shape[0]),
+        "QDOT has an init of another shape",
+    )
     return (*x.shape[:-1], w.shape[0]), "int32"
 
 
@@ -246,9 +258,20 @@ def _matmul(inputs: Sequence[Value], attrs: Mapping[str, Any]) -> tuple[Shape, s
 def _reduce(inputs: Sequence[Value], attrs: Mapping[str, Any]) -> tuple[Shape, str]:
     shape = inputs[0].shape
     axes = [_axis(a, shape, "a reduction") for a in attrs["axes"]]
+    _need(len(set(axes)) == len(axes), f"a reduction over axes {attrs['axes']}, one of them twice")
     if attrs["keepdims"]:
         return tuple(1 if i in axes else n for i, n in enumerate(shape)), inputs[0].dtype
     return tuple(n for i, n in enumerate(shape) if i not in axes), inputs[0].dtype
+
+
+def _mean(inputs: Sequence[Value], attrs: Mapping[str, Any]) -> tuple[Shape, str]:
+    _need(inputs[0].dtype in FLOATS, f"MEAN of {inputs[0].dtype}. CAST the operand first")
+    return _reduce(inputs, attrs)
+
+
+def _softmax(inputs: Sequence[Value], attrs: Mapping[str, Any]) -> tuple[Shape, str]:
+    _need(inputs[0].dtype in FLOATS, f"SOFTMAX of {inputs[0].dtype}. CAST the operand first")
+    return _along(inputs, attrs)
 
 
 def _argmax(inputs: Sequence[Value], attrs: Mapping[str, Any]) -> tuple[Shape, str]:
@@ -348,6 +371,9 @@ UNARY = (
 BINARY = (Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.POW, Op.MOD, Op.MINIMUM, Op.MAXIMUM, Op.ATAN2)
 COMPARE = (Op.EQ, Op.NE, Op.LT, Op.LE, Op.GT, Op.GE, Op.AND, Op.OR)
 REDUCE = (Op.SUM, Op.MEAN, Op.MAX, Op.MIN, Op.PROD)
+OF_FLOATS = frozenset(
+    (Op.EXP, Op.LOG, Op.SQRT, Op.RSQRT, Op.SIN, Op.COS, Op.TANH, Op.SIGMOID, Op.ERF, Op.DIV, Op.ATAN2)
+)  # integers have to be CAST before these
 POINTWISE = frozenset((*UNARY, *BINARY, *COMPARE, Op.NOT, Op.ISNAN, Op.CAST, Op.WHERE))
 
 OPS: dict[Op, OpSpec] = {
@@ -384,24 +410,24 @@ OPS: dict[Op, OpSpec] = {
         (2, 3), ("zero_point",), _qdot, "(x uint8 (..., K), w int8 (N, K)[, init int32]) -> int32: init + (x - zero_point) w^T, exact."
     ),
     Op.CAST: OpSpec((1, 1), ("dtype",), _cast, "To another dtype; floats to integers truncate, to bfloat16 and float16 round to even."),
-    **{op: OpSpec((1, 1), (), _same, f"{op.name.lower()}(x)") for op in UNARY},
+    **{op: OpSpec((1, 1), (), _float if op in OF_FLOATS else _same, f"{op.name.lower()}(x)") for op in UNARY},
     Op.NOT: OpSpec((1, 1), (), _compare, "Logical not of bool."),
     Op.ISNAN: OpSpec((1, 1), (), _compare, "True where x is NaN."),
-    **{op: OpSpec((2, 2), (), _pointwise, f"{op.name.lower()}(a, b)") for op in BINARY},
+    **{op: OpSpec((2, 2), (), _float if op in OF_FLOATS else _pointwise, f"{op.name.lower()}(a, b)") for op in BINARY},
     **{op: OpSpec((2, 2), (), _compare, f"{op.name.lower()}(a, b) as bool") for op in COMPARE},
     Op.WHERE: OpSpec((3, 3), (), _where, "(condition bool, a, b): a where true, else b."),
-    **{op: OpSpec((1, 1), ("axes", "keepdims"), _reduce, f"{op.name.lower()} over `axes`") for op in REDUCE},
+    **{op: OpSpec((1, 1), ("axes", "keepdims"), _mean if op is Op.MEAN else _reduce, f"{op.name.lower()} over `axes`") for op in REDUCE},
     Op.ARGMAX: OpSpec((1, 1), ("axis",), _argmax, "Index of the first largest along `axis`."),
     Op.ARGSORT: OpSpec((1, 1), ("axis", "descending"), _argsort, "Indices that sort along `axis`, stable."),
     Op.CUMSUM: OpSpec((1, 1), ("axis",), _along, "Running sum along `axis`."),
     Op.CUMPROD: OpSpec((1, 1), ("axis",), _along, "Running product along `axis`."),
-    Op.SOFTMAX: OpSpec((1, 1), ("axis",), _along, "exp(x - max) / sum of it, along `axis`."),
+    Op.SOFTMAX: OpSpec((1, 1), ("axis",), _softmax, "exp(x - max) / sum of it, along `axis`."),
     Op.LAYERNORM: OpSpec((3, 3), ("eps",), _layernorm, "(x, gain, bias): (x - mean) / sqrt(var + eps) * gain + bias over gain's axes."),
     Op.GRU: OpSpec(
         (6, 6),
         (),
         _gru,
-        "(x (T, I), h0 (H,), w_ih (3H, I), w_hh (3H, H), b_ih (3H,), b_hh (3H,)) -> (T, H): torch.nn.GRU, gates in order reset, update, new.",
+        "(x (T, I), h0 (H,), w_ih (3H, I), w_hh (3H, H), b_ih (3H,), b_hh (3H,)) -> (T, H): torch.nn.GRU; gates reset, update, new.",
     ),
     Op.CONCAT: OpSpec((1, 1_000_000), ("axis",), _concat, "Operands one after another along `axis`."),
     Op.SLICE: OpSpec((1, 1), ("axis", "start", "stop"), _slice, "[start, stop) along `axis`."),
