@@ -4,7 +4,9 @@ import gc
 import math
 import os
 import re
+import signal
 import sys
+import threading
 import time
 
 import msgspec
@@ -244,6 +246,27 @@ def test_an_engine_that_fails_under_load_ends_the_run_with_its_error():
     with pytest.raises(MeasureError, match=r"^the engine failed under load: ValueError: no such id$"):
         load.server(fails, traffic(), qps=1000, seconds=0.3, p99_us=1e6)
     assert gc.isenabled()
+
+
+def test_an_interrupt_ends_a_run_and_leaves_nothing_running():
+    threads = threading.active_count()
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        load.server(scoring, traffic(), qps=500, seconds=1.5, p99_us=1e6)
+    timer.join()
+    assert threading.active_count() == threads and gc.isenabled()
+
+
+def test_answers_in_memory_that_is_used_again_are_compared_as_they_were():
+    arena = np.empty(4, np.float32)
+
+    def reuses(request, candidates):
+        arena[:] = scoring(request, candidates)
+        return arena
+
+    found = load.server(reuses, traffic(), qps=1500, seconds=0.4, p99_us=1e6)
+    assert found.checked > 0 and found.wrong == 0
 
 
 @pytest.mark.parametrize(

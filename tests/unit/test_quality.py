@@ -326,6 +326,12 @@ def test_slices_that_cannot_be_measured_are_noted():
     assert "slice kind = rare is not measured: 1 of its 1 rows have label 1" in found.notes
 
 
+def test_a_null_in_a_slice_column_is_a_value_of_its_own():
+    labels, original, scores, _ = rows(500)
+    column = np.array([None, "a"], object)[np.arange(500) % 2]
+    assert [s.value for s in quality.compare(labels, original, scores, slices={"kind": column}).slices] == ["a", "null"]
+
+
 # sentences
 
 
@@ -346,6 +352,9 @@ def test_slices_that_cannot_be_measured_are_noted():
         ),
         ({"scores": [0.5, 0.5, 0.5]}, "the scores are 0.5 for all 3 rows: that model does not rank. Check its inputs and weights"),
         ({"scores": [[0.5], [0.1], [0.2]]}, "the scores have shape (3, 1); quality is measured on one output, shape (rows,)"),
+        ({"labels": ["no", "yes", "yes"]}, "the labels have dtype <U3; give numbers"),
+        ({"requests": [1, None, 2]}, "the request at row 1 is None; every row needs the id of its request"),
+        ({"requests": [1, 2, float("nan")]}, "the request at row 2 is nan; every row needs the id of its request"),
         ({"requests": [1, 2]}, "requests have shape (2,), expected (3,): one value a row"),
         ({"requests": [7, 7, 7]}, "all 3 rows belong to one request; an interval needs at least 2. Give rows of more requests, or none"),
         ({"confidence": 95}, "confidence is 95; give a number between 0.5 and 1, such as 0.95"),

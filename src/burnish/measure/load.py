@@ -36,6 +36,7 @@ __all__ = ["LoadResult", "Peak", "Prediction", "highest_load", "peak", "server",
 
 LATE = 0.1  # the generator's p99 delay may be this share of the objective ...
 LATE_US = 200  # ... and this much in any case: waking a thread takes so long, and it counts as latency, so it never flatters
+TRACE = "mlperf_log_trace.json"
 CHECKED = 64  # answers that are kept and compared
 SWITCH_SECONDS = 1e-4  # between threads that want Python's lock: the default of 5 ms would be the p99 of a fast ranker
 
@@ -111,7 +112,7 @@ def server(
         raise MeasureError(f"cannot offer {qps} queries per second for {seconds} s with p99 {p99_us} us; give numbers above 0")
     random = np.random.default_rng(seed)
     sampled = sorted(random.choice(len(traffic), min(CHECKED, len(traffic)), replace=False).tolist())
-    truth = {i: calls[0](*traffic[i]) if expected is None else expected[i] for i in sampled}
+    truth = {i: _kept(calls[0](*traffic[i])) if expected is None else expected[i] for i in sampled}
     for each in calls:
         each(*traffic[0])  # warm, on whatever thread; the run itself begins with an idle server
     run = _Run(loadgen, calls, traffic, set(truth), give_up_after=2 * seconds + 1)
@@ -127,7 +128,7 @@ def server(
     with tempfile.TemporaryDirectory(prefix="burnish-loadgen-") as logs:
         run.go(settings, logs)
         summary = _summary(Path(logs) / "mlperf_log_detail.txt")
-        scheduled_us, delay_us, latency_us = _samples(Path(logs) / "mlperf_log_trace.json")
+        scheduled_us, delay_us, latency_us = _samples(Path(logs) / TRACE)
     late_us = _lateness(run.issued_ns, scheduled_us, delay_us)
     wrong = sum(not _same(answer, truth[index], tolerance) for index, answer in run.answers)
     service = np.asarray(run.service_ns) / 1000
@@ -233,6 +234,7 @@ class _Run:
         self.service_ns: list[int] = []
         self.harness_ns: list[int] = []
         self.answers: list[tuple[int, object]] = []
+        self.ended = threading.Event()
         self.gave_up = False
         self.failure: BaseException | None = None
         self.cores: tuple[tuple[int, ...], ...] = _cores(len(calls))
@@ -250,9 +252,8 @@ class _Run:
         try:
             for thread in (*workers, generator):
                 thread.start()
-            generator.join()
+            self.ended.wait()  # not join: Ctrl-C during a join makes Python 3.11 take the thread for ended
         finally:
-            self.gave_up = self.gave_up or generator.is_alive()
             self.stop_at = 0.0  # after Ctrl-C: answer what is still to come without scoring
             generator.join()
             for _ in workers:
@@ -264,23 +265,26 @@ class _Run:
                 gc.enable()
         if self.failure is not None:
             raise MeasureError(f"the engine failed under load: {type(self.failure).__name__}: {self.failure}") from self.failure
+        if not Path(logs, TRACE).exists():
+            raise MeasureError(f"LoadGen ended without results; its files were {', '.join(sorted(os.listdir(logs))) or 'none'}")
 
     def _generate(self, settings: object, logs: str) -> None:
-        self._pin(0)
-        lg = self.loadgen
-        log = lg.LogSettings()
-        log.enable_trace = True
-        log.log_output = lg.LogOutputSettings()
-        log.log_output.outdir = logs
-        log.log_output.copy_summary_to_stdout = log.log_output.copy_detail_to_stdout = False
-        sut = lg.ConstructSUT(self._issue, lambda: None)
-        count = len(self.traffic)
-        qsl = lg.ConstructQSL(count, count, lambda _: None, lambda _: None)
         try:
+            self._pin(0)
+            lg = self.loadgen
+            log = lg.LogSettings()
+            log.enable_trace = True
+            log.log_output = lg.LogOutputSettings()
+            log.log_output.outdir = logs
+            log.log_output.copy_summary_to_stdout = log.log_output.copy_detail_to_stdout = False
+            sut = lg.ConstructSUT(self._issue, lambda: None)
+            count = len(self.traffic)
+            qsl = lg.ConstructQSL(count, count, lambda _: None, lambda _: None)
             lg.StartTestWithLogSettings(sut, qsl, settings, log, "")
-        finally:
             lg.DestroyQSL(qsl)
             lg.DestroySUT(sut)
+        finally:
+            self.ended.set()
 
     def _issue(self, samples: list) -> None:
         now = time.perf_counter_ns()
@@ -305,7 +309,7 @@ class _Run:
                 end = clock()
                 self.service_ns.append(end - begin)
                 if index in keep and len(self.answers) < 4 * CHECKED:
-                    self.answers.append((index, np.copy(answer) if isinstance(answer, np.ndarray) else answer))
+                    self.answers.append((index, _kept(answer)))
                 complete([response(ident, 0, 0)])
                 self.harness_ns.append(begin - taken + clock() - end)
             else:
@@ -369,6 +373,13 @@ def _lateness(issued_ns: list[int], scheduled_us: np.ndarray, delay_us: np.ndarr
 
 def _rank(values: np.ndarray, q: float) -> float:
     return float(np.percentile(values, q, method="inverted_cdf")) if len(values) else float("nan")
+
+
+def _kept(answer: object) -> object:
+    """A copy: an engine may use the memory of an answer again for the next."""
+    if isinstance(answer, dict):
+        return {name: np.copy(value) for name, value in answer.items()}
+    return np.copy(answer)  # type: ignore[call-overload]
 
 
 def _same(answer: object, truth: object, tolerance: float) -> bool:

@@ -105,6 +105,10 @@ def compare(
         codes, units = None, n
         notes.append("no request column: rows count as independent, and gauc, ndcg, topk_overlap and kendall_tau are not measured")
     else:
+        requests = np.asarray(requests)
+        null = np.array([r is None for r in requests]) if requests.dtype.kind == "O" else requests != requests
+        if null.any():
+            raise MeasureError(f"the request at row {int(np.argmax(null))} is {requests[null][0]}; every row needs the id of its request")
         codes, units = _codes(requests, n, "requests")
         if units < 2:
             raise MeasureError(f"all {n:,} rows belong to one request; an interval needs at least 2. Give rows of more requests, or none")
@@ -147,6 +151,9 @@ def _checked(labels: np.ndarray, original: np.ndarray, scores: np.ndarray) -> tu
         raise MeasureError(f"lengths differ: {told}. Score the rows that the labels belong to, all of them")
     if len(arrays["labels"]) == 0:
         raise MeasureError("there are no rows to measure quality on")
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise MeasureError(f"the {name} have dtype {array.dtype}; give numbers")
     truth = arrays["labels"].astype(np.float64)
     wrong = (truth != 0) & (truth != 1)
     if wrong.any():
@@ -179,6 +186,14 @@ def _codes(values: np.ndarray, n: int, name: str) -> tuple[np.ndarray, int]:
     return codes.astype(np.int64), len(found)
 
 
+def _without_nulls(values: np.ndarray) -> np.ndarray:
+    """A slice column with its nulls as a value of their own, "null"."""
+    values = np.asarray(values)
+    if values.dtype.kind != "O":
+        return values
+    return np.array(["null" if value is None else str(value) for value in values])
+
+
 def _slices(
     labels: np.ndarray,
     original: np.ndarray,
@@ -190,7 +205,7 @@ def _slices(
 ) -> tuple[Slice, ...]:
     found: list[tuple[str, str, int, Delta]] = []
     for name, column in slices.items():
-        column = np.asarray(column)
+        column = _without_nulls(column)
         groups, count = _codes(column, len(labels), f"slices {name!r}")
         values = np.unique(column)
         placed = [ranking.placements(labels, s, groups) for s in (original, scores)]
