@@ -162,8 +162,10 @@ def test_the_time_of_a_query_counts_from_its_intended_start():
 
     found = load.server(stalls_once, traffic(), qps=1000, seconds=0.8, p99_us=100_000, expected=[scoring(*call) for call in traffic()])
     # a third of all queries arrive during the stall; a closed loop would have had one slow call of 800
-    assert found.p90_us > 50_000 and found.cause == "p99"
-    assert re.fullmatch(r"p99 was [\d,]+ us at 1,000 queries per second; 100,000 us are allowed", found.reason)
+    assert found.p90_us > 50_000 and found.p99_us > 100_000 and not found.valid
+    cause, sentence = load._judge(msgspec.structs.replace(found, late_p99_us=0.0), overloaded=False)  # whatever else ran on the machine
+    assert cause == "p99"
+    assert re.fullmatch(r"p99 was [\d,]+ us at 1,000 queries per second; 100,000 us are allowed", sentence)
 
 
 def test_overload_is_cut_off_and_named():
@@ -292,7 +294,7 @@ def test_the_peak_is_confirmed_by_a_long_run():
         time.sleep(0.001)
         return scoring(request, candidates)
 
-    found = load.peak(takes_a_millisecond, traffic(), p99_us=40_000, seconds=0.8, confirm_seconds=1.5, budget_seconds=12)
+    found = load.peak(takes_a_millisecond, traffic(), p99_us=40_000, seconds=0.8, confirm_seconds=1.5, budget_seconds=8)
     assert found.tried
     if found.confirmed is None:  # a machine so busy that no load was kept: then the sentence says what was in the way
         assert found.qps == 0 and found.sentence.startswith("no load was found that keeps p99 within 40,000 us; the last run: ")
