@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -44,8 +45,10 @@ class Input(msgspec.Struct, frozen=True):
         put(self, "shape", (self.shape,) if isinstance(self.shape, int) else tuple(int(n) for n in self.shape))
         if not isinstance(self.side, str):
             put(self, "side", tuple(self.side))
-        if self.cardinality is not None and not isinstance(self.cardinality, int):
-            put(self, "cardinality", tuple(self.cardinality))
+        if isinstance(self.cardinality, Sequence) or getattr(self.cardinality, "shape", ()):
+            put(self, "cardinality", tuple(None if n is None else int(n) for n in self.cardinality))  # type: ignore[union-attr]
+        elif self.cardinality is not None:
+            put(self, "cardinality", int(self.cardinality))  # type: ignore[arg-type]
         if not self.name:
             raise InputError("an input has no name. Give it the name of the argument of forward that it feeds")
         if self.dtype not in DTYPES:
@@ -55,6 +58,9 @@ class Input(msgspec.Struct, frozen=True):
         for side in self.side if isinstance(self.side, tuple) else (self.side,):
             if side not in ("request", "candidate"):
                 raise InputError(f"input {self.name!r} has side {side!r}. Use 'request' or 'candidate'")
+        for n in self.cardinality if isinstance(self.cardinality, tuple) else (self.cardinality,):
+            if n is not None and n < 1:
+                raise InputError(f"input {self.name!r} has cardinality {n}. It is the number of ids, 0 among them: at least 1")
         for what, value in (("sides", self.side), ("cardinalities", self.cardinality)):
             if isinstance(value, tuple) and (not self.shape or len(value) != self.shape[0]):
                 raise InputError(
@@ -113,21 +119,29 @@ def check_array(spec: Input, half: Half, array: np.ndarray) -> None:
     if array.shape[1:] != half.shape or array.ndim != len(half.shape) + 1:
         want = ", ".join(["rows", *map(str, half.shape)])
         raise InputError(f"input {spec.name!r} has shape {array.shape}, expected ({want})")
-    if spec.cardinality is None or array.size == 0:
+    if spec.cardinality is None or spec.dtype == "bool" or array.size == 0:
         return
     columns = half.columns if half.columns is not None else tuple(range(spec.columns))
-    if spec.dtype == "bool":
+    bounds = tuple(spec.cardinality_of(c) for c in columns)
+    floor, limit, free = _limits(bounds, half.shape, half.dtype)
+    good = (array >= floor) & (array < limit)  # False for NaN
+    if good.all() or (free is not None and (good | free).all()):
         return
-    bounds = [spec.cardinality_of(c) for c in columns]
-    if spec.shape and any(b is not None for b in bounds):
-        limit = np.array([np.inf if b is None else b for b in bounds]).reshape(-1, *[1] * (array.ndim - 2))
-        floor = np.array([-np.inf if b is None else 0 for b in bounds]).reshape(limit.shape)
-    else:
-        limit, floor = np.array(bounds[0]), np.array(0)
-    bad = (array < floor) | (array >= limit)
-    if bad.any():
-        at = np.unravel_index(int(np.argmax(bad)), array.shape)
-        column = columns[at[1]] if spec.shape else 0
-        where = f"row {at[0]}, column {column}" if spec.shape else f"row {at[0]}"
-        bound = spec.cardinality_of(column)
-        raise InputError(f"input {spec.name!r} has id {array[at]} at {where}; ids there lie in [0, {bound})")
+    bad = ~good if free is None else ~(good | free)
+    at = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), array.shape))
+    column = columns[at[1]] if spec.shape else 0
+    where = f"row {at[0]}, column {column}" if spec.shape else f"row {at[0]}"
+    raise InputError(f"input {spec.name!r} has id {array[at]} at {where}; ids there lie in [0, {spec.cardinality_of(column)})")
+
+
+@functools.lru_cache(maxsize=256)
+def _limits(bounds: tuple[int | None, ...], shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Arrays that broadcast to (rows, *shape): least id, one beyond the largest, and where there are none (None: nowhere).
+
+    In the dtype of the ids, so that comparing them converts nothing; a bound beyond it bounds nothing.
+    """
+    top = np.inf if dtype.startswith("float") else np.iinfo(dtype).max
+    per_column = (-1, *(1,) * (len(shape) - 1)) if shape else ()
+    limit = np.array([top if n is None else min(n, top) for n in bounds], dtype).reshape(per_column)
+    free = np.array([n is None or n > top for n in bounds]).reshape(per_column)
+    return np.zeros_like(limit), limit, free if free.any() else None
