@@ -22,6 +22,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="What `optimize` or `compile` wrote.")]
 
 
+class Interrupted(BurnishError):
+    """Ctrl-C during a search."""
+
+    exit_code = 130
+
+
 @app.callback(epilog="Example: burnish optimize job.toml --out out/")
 def commands() -> None:
     """Make a trained ranker cheap and fast to serve, and prove that it lost no accuracy."""
@@ -46,6 +52,9 @@ def optimize(
             content = read_report(out)
             _print_json(content) if as_json else terminal.trials(content)
             raise
+        except KeyboardInterrupt:
+            again = f"burnish optimize {job} --out {out} --resume"
+            raise Interrupted(f"stopped; what was measured is kept. Go on with: {again}") from None
     report = read_report(out)
     if as_json:
         _print_json(report)
@@ -170,17 +179,14 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Open the report in a browser."""
-    import webbrowser
-
+    from burnish.report.page import open_page
     from burnish.search.output import read_report
 
     content = read_report(directory)
     if as_json:
         _print_json(content)
-        return
-    page = (directory / "report.html").resolve()
-    print(f"Report: {page}")
-    webbrowser.open(page.as_uri())
+    else:
+        print(f"Report: {open_page(directory).resolve()}")
 
 
 def artifact_in(directory: Path) -> Path:
@@ -195,25 +201,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = app(list(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
     except (typer.Exit, typer.Abort) as stop:
         code = getattr(stop, "exit_code", 1)
-    except KeyboardInterrupt:
-        return _fail("Stopped. Nothing is half-written", 130)
     except BurnishError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except usage_error as error:  # type: ignore[misc]
-        return _fail(f"{error.format_message().rstrip('.')}. `burnish --help` lists the commands", 2)
+        said = error.format_message()
+        return _fail(f"{said}{'' if said.endswith(('.', '?')) else '.'} `burnish --help` lists the commands", 2)
     except Exception as error:  # the last line of defence: whatever was not foreseen is a fault of ours, and must not look like the user's
         met = f"{type(error).__name__}: {error}".splitlines()[0]
         return _fail(f"a fault of burnish, not of your input: {met}. Please report it with the output under BURNISH_DEBUG=1", 3)
+    if code == 130:  # how typer passes Ctrl-C on
+        return _fail("stopped; nothing is half-written", 130)
     return code if isinstance(code, int) else 0
 
 
 def _fail(sentence: str, code: int) -> int:
     if os.environ.get("BURNISH_DEBUG") and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    print(f"burnish: {sentence.rstrip('.')}.", file=sys.stderr)
+    print(f"burnish: {sentence}{'' if sentence.endswith(('.', '?')) else '.'}", file=sys.stderr)
     return code
 
 

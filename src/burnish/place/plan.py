@@ -86,9 +86,9 @@ def capacity_sentence(capacity: Mapping[str, Any]) -> str:
     if capacity["usd_per_month"] is not None:
         price = f": ${capacity['usd_per_month']:,.0f} a month, ${capacity['usd_per_million_candidates']:.3g} per million candidates"
     spare = f", {capacity['spare_machines']} of them spare" if capacity["spare_machines"] else ""
-    cores = capacity["replicas_per_machine"]
+    cores = capacity["cores_per_machine"]
     return (
         f"{capacity['qps']:,.0f} requests a second of {capacity['candidates']} candidates at p99 {capacity['p99_ms']:g} ms "
-        f"take {capacity['replicas']:,} replicas on {capacity['machines']:,} machines of {cores} "
+        f"take {capacity['replicas']:,} replicas on {capacity['machines']:,} machines of {cores} {'core' if cores == 1 else 'cores'} "
         f"({capacity['headroom']:.0%} head-room{spare}){price}."
     )

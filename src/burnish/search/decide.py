@@ -13,15 +13,28 @@ FINALISTS = 2  # of ours that are loaded; the fastest alone need not carry the m
 
 
 def feasible(trials: Sequence[Trial]) -> list[Trial]:
-    """Those that passed all that was measured of them, most candidates a second per core first."""
+    """Those that passed all that was measured of them, the fastest beside the baseline first."""
     passed = [trial for trial in trials if trial.rejected is None and trial.measured.quality and trial.measured.latency_us]
-    return sorted(passed, key=lambda trial: (-(trial.measured.candidates_per_second_per_core or 0.0), trial.id))
+    return sorted(passed, key=lambda trial: (-_speedup(trial), trial.id))
+
+
+def cheapest(finalists: Sequence[Trial], job: Job) -> Trial:
+    """The one that carries most at the objective. Where one of the loads had to be simulated they do not compare, and the one that was
+    fastest beside the baseline is taken."""
+    if any(_simulated(trial) for trial in finalists):
+        return feasible(finalists)[0]
+    return max(finalists, key=lambda trial: (at_objective(trial, job), trial.id))
 
 
 def at_objective(trial: Trial, job: Job) -> float:
     """Candidates a second per core at the highest load that kept the objective; 0 where none did."""
     load = trial.measured.load
     return load["qps"] * job.objective.candidates / trial.recipe.threads if load else 0.0
+
+
+def _speedup(trial: Trial) -> float:
+    """Candidates a second over the baseline's, of one run of both: what is comparable between trials on a machine that is not quiet."""
+    return trial.measured.latency_us["speedup"] / trial.recipe.threads if trial.measured.latency_us else 0.0
 
 
 def peers(trials: Sequence[Trial]) -> list[Trial]:
@@ -54,8 +67,13 @@ def ratios(chosen: Trial, peer: Trial | None, compared: dict[str, Any], baseline
         told[f"throughput_vs_{name}"] = 1.0 if own else faster["value"] if faster else None
         told[f"throughput_vs_{name}_interval"] = [faster["low"], faster["high"]] if faster else None
         ours, theirs = at_objective(chosen, job), at_objective(other, job) if other else 0.0
-        told[f"at_objective_vs_{name}"] = ours / theirs if ours and theirs else None
+        alike = other is not None and _simulated(chosen) == _simulated(other)
+        told[f"at_objective_vs_{name}"] = ours / theirs if ours and theirs and alike else None
     return told
+
+
+def _simulated(trial: Trial) -> bool:
+    return bool(trial.measured.load and trial.measured.load["simulated"])
 
 
 def sentences(job: Job, chosen: Trial, peer: Trial | None, told: dict[str, Any], capacity: dict[str, Any]) -> tuple[str, str, str]:
@@ -75,7 +93,7 @@ def _what(job: Job, chosen: Trial) -> str:
         allowed = f"{rule.max_drop:g}"
     name = {"auc": "AUC", "log_loss": "log-loss"}[rule.metric]
     return (
-        f"Chosen: {named(chosen)} on {threads(chosen)}: {name} changes by {change} on {measured.quality['rows']:,} rows "
+        f"Chosen: {named(chosen)}, {threads(chosen)}: {name} changes by {change} on {measured.quality['rows']:,} rows "
         f"({allowed} is allowed), and one call of {objective.candidates} candidates takes {latency['p50'] / 1000:.3g} ms at p50, "
         f"{latency['p99'] / 1000:.3g} ms at p99 ({objective.p99_ms:g} ms is allowed)."
     )
@@ -84,15 +102,18 @@ def _what(job: Job, chosen: Trial) -> str:
 def _how_much(job: Job, chosen: Trial, peer: Trial | None, told: dict[str, Any]) -> str:
     if chosen.recipe.backend == "eager":
         return "Nothing that was tried is cheaper than the model as it came and keeps its accuracy."
-    parts = [("the model as it came", "baseline")] + ([(f"the best other tool ({named(peer)})", "best_peer")] if peer else [])
-    faster = " and ".join(f"{told[f'throughput_vs_{key}']:.3g} times faster than {who}" for who, key in parts)
-    cheap = [f"{told[f'at_objective_vs_{key}']:.3g}" for _, key in parts if told[f"at_objective_vs_{key}"]]
-    cheaper = f"; at the objective it is {' and '.join(cheap)} times cheaper" if len(cheap) == len(parts) else ""
-    alone = "" if peer else "; no other tool passed the gate"
-    own = peer is not None and peer.id == chosen.id
-    if own:
-        return f"It is {told['throughput_vs_baseline']:.3g} times faster than the model as it came, side by side; none of ours was cheaper."
+    others = [("the model as it came", "baseline")]
+    if peer is not None and peer.id != chosen.id:
+        others.append((f"the best other tool ({named(peer)})", "best_peer"))
+    faster = " and ".join(f"{_times(told[f'throughput_vs_{key}'])} {who}" for who, key in others)
+    cheap = [told[f"at_objective_vs_{key}"] for _, key in others]
+    cheaper = f"; at the objective it is {' and '.join(f'{times:.3g}' for times in cheap)} times cheaper" if all(cheap) else ""
+    alone = "; no other tool passed" if peer is None else ""
     return f"It is {faster}, side by side on one core{cheaper}{alone}."
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.3g} times faster than" if ratio > 1 else f"{ratio:.3g} times as fast as"
 
 
 def named(trial: Trial) -> str:

@@ -57,11 +57,12 @@ class Journal:
         return self._found.get((trial, step))
 
     def add(self, line: Line) -> Line:
-        """Append a line; it is on the disk when this returns."""
+        """Append a line; it is on the disk when this returns. What comes back is what a later run will read."""
         text = msgspec.json.encode(line) + b"\n"
         if os.write(self._fd, text) != len(text):
             raise JobError(f"cannot write {self.path}: the disk is full. Make room and go on with --resume")
         os.fsync(self._fd)
+        line = msgspec.json.decode(text, type=Line)
         self.lines.append(line)
         self._found[line.trial, line.step] = line
         return line

@@ -101,10 +101,7 @@ class _Search:
         for trial in self.space:
             self._try(trial)
         finalists = self._load()
-        chosen = max(finalists, key=lambda trial: (decide.at_objective(trial, self.job), trial.id), default=None)
-        if chosen is None:
-            return self._nothing(out)
-        return self._chosen(out, chosen)
+        return self._chosen(out, decide.cheapest(finalists, self.job)) if finalists else self._nothing(out)
 
     def _baseline(self) -> None:
         self.tell(Progress(0.0, "capture, and score the validation rows with the model as it came"))
@@ -139,12 +136,14 @@ class _Search:
 
     def _chosen(self, out: Path, chosen: Trial) -> Result:
         states = self.trials()
-        baseline = next(t for t in states if t.id == BASELINE.id)
+        baseline = states[0]
         peer = next(iter(decide.peers(decide.feasible(states))), None)
         others = {t.id: t for t in (peer, baseline) if t is not None and t.id != chosen.id}
         self.tell(Progress(0.95, "the chosen one, the baseline and the best other tool, side by side"))
         name = f"compare {' '.join([chosen.id, *sorted(others)])}"
         compared = self._step(name, None, lambda *_: steps.side_by_side(self.subject, [chosen, *others.values()], self.effort)).result
+        states = tuple(_with_latency(t, compared["latencies"].get(t.id)) for t in states)
+        chosen, baseline = (next(t for t in states if t.id == name) for name in (chosen.id, BASELINE.id))
         ratios = decide.ratios(chosen, peer, compared, baseline, self.job)
         needs = self._capacity(chosen, compared["service_us"])
         plan = Plan(chosen, decide.sentences(self.job, chosen, peer, ratios, needs), ratios, needs)
@@ -251,8 +250,7 @@ class _Search:
             if environ.get("BURNISH_DEBUG"):
                 traceback.print_exc(file=sys.stderr)
             result, rejected = {}, f"failed: {type(error).__name__}: {error}".splitlines()[0]
-        line = Line(name, trial.id if trial else "", result, time.monotonic() - began, rejected)
-        return self.journal.add(line)
+        return self.journal.add(Line(name, trial.id if trial else "", result, time.monotonic() - began, rejected))
 
     def _too_late(self) -> bool:
         """Whether another trial would not end within the budget, with what must follow it."""
@@ -266,3 +264,14 @@ class _Search:
     def _done(self, trial: Trial, step: int) -> float:
         per_trial = 0.8 / len(self.space)
         return 0.1 + per_trial * (self.space.index(trial) + step / len(steps.STEPS))
+
+
+def _with_latency(trial: Trial, found: dict[str, Any] | None) -> Trial:
+    """The trial with the latencies of the last run in the place of its first ones, where it took part in that."""
+    if found is None:
+        return trial
+    latency = (trial.measured.latency_us or {}) | found
+    rate = found["candidates_per_second_per_core"]
+    return msgspec.structs.replace(
+        trial, measured=msgspec.structs.replace(trial.measured, latency_us=latency, candidates_per_second_per_core=rate)
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from burnish.measure import latency, load
+from burnish.measure import latency, load, queueing
 from burnish.measure.quality import compare, gate
 from burnish.runtime.artifact import difference
 from burnish.runtime.scorer import Scorer
@@ -98,26 +98,53 @@ def original(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
 
 
 def highest_load(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
-    """The highest Poisson load whose p99 stays within the objective."""
-    objective = subject.job.objective
+    """The highest Poisson load whose p99 stays within the objective.
+
+    Where no load test was valid and the fault was not the trial's (a machine too busy to run the generator beside the server, or too
+    little time), the load is that of the simulated queue, and `simulated` says so: such a fault must not decide between trials.
+    """
+    p99_us = subject.job.objective.p99_ms * 1000
     with _opened(subject, trial) as scorer:
         found = load.peak(
             scorer,
             subject.traffic,
-            objective.p99_ms * 1000,
+            p99_us,
             seconds=effort.load / 12,
             confirm_seconds=effort.load / 4,
             budget_seconds=effort.load,
         )
-    if found.confirmed is None:
-        raise TurnedDown(found.sentence)
-    run = found.confirmed
+        run = found.confirmed
+        if run is None:
+            causes = {tried.cause for tried in found.tried}
+            if "wrong answers" in causes or (causes and not causes & {"late generator", "too few queries"}):
+                raise TurnedDown(found.sentence)
+            alone = latency.measure({trial.id: scorer}, subject.traffic, effort.load / 4, rounds=1, threads=trial.recipe.threads)
+            return _simulated(np.asarray(alone[trial.id].us), p99_us, found.sentence)
     kept = ("p50_us", "p99_us", "queries", "valid", "early_stopping", "late_p99_us", "harness_us", "utilization", "checked")
     return {
         "qps": found.qps,
         **{name: getattr(run, name) for name in kept},
-        "curve": sorted([tried.qps, tried.p99_us] for tried in found.tried if not tried.overloaded),
+        "simulated": False,
+        "curve": sorted([tried.qps, tried.p99_us] for tried in found.tried if tried.cause != "overloaded"),
         "sentence": found.sentence,
+    }
+
+
+def _simulated(service_us: np.ndarray, p99_us: float, why: str) -> dict[str, Any]:
+    """The highest load of a queue with these service times."""
+    qps = queueing.highest_load(service_us, p99_us)
+    if not qps:
+        raise TurnedDown(why)
+    found = queueing.simulate(service_us, qps)
+    return {
+        "qps": qps,
+        "p50_us": found.p50_us,
+        "p99_us": found.p99_us,
+        "queries": 0,
+        "valid": False,
+        "simulated": True,
+        "utilization": found.utilization,
+        "sentence": f"{qps:,.0f} queries per second, simulated from {len(service_us):,} measured calls. No load test was valid: {why}",
     }
 
 

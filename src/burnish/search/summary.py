@@ -23,8 +23,7 @@ def summary(
 ) -> dict[str, Any]:
     """The content of report.json. Without a plan, `sentence` says why nothing was chosen."""
     job, chosen = subject.job, plan.chosen if plan else None
-    side_by_side = compared.get("latencies", {})
-    rows = [trial_row(trial, chosen, side_by_side) for trial in trials]
+    rows = [trial_row(trial, chosen) for trial in trials]
     baseline = next(row for row in rows if row["id"] == BASELINE.id)
     calibration = job.split_path("calibration")
     return {
@@ -42,7 +41,6 @@ def summary(
         "capacity": plan.capacity if plan else None,
         "trials": rows,
         "service_us": compared.get("service_us", []),
-        "side_by_side": side_by_side,
         "objective": msgspec.to_builtins(job.objective),
         "accuracy": msgspec.to_builtins(job.accuracy),
         "data": {
@@ -62,10 +60,9 @@ def summary(
     }
 
 
-def trial_row(trial: Trial, chosen: Trial | None, side_by_side: dict[str, Any]) -> dict[str, Any]:
-    """One of report.json's trials. Latencies are those of the last side-by-side run where the trial took part in it."""
+def trial_row(trial: Trial, chosen: Trial | None) -> dict[str, Any]:
+    """One of report.json's trials."""
     measured, recipe = trial.measured, trial.recipe
-    latency = side_by_side.get(trial.id) or measured.latency_us
     status = (
         "chosen"
         if chosen and trial.id == chosen.id
@@ -86,8 +83,8 @@ def trial_row(trial: Trial, chosen: Trial | None, side_by_side: dict[str, Any]) 
         "reason": trial.rejected.reason if trial.rejected else None,
         "quality": _quality(measured.quality),
         "verdict": trial.verdict,
-        "latency_us": latency,
-        "candidates_per_second_per_core": latency["candidates_per_second_per_core"] if latency else None,
+        "latency_us": measured.latency_us,
+        "candidates_per_second_per_core": measured.candidates_per_second_per_core,
         "weight_bytes": measured.weight_bytes,
         "arena_bytes": measured.arena_bytes,
         "load": measured.load,
