@@ -4,6 +4,7 @@ import gc
 import math
 import os
 import re
+import time
 
 import msgspec
 import numpy as np
@@ -79,6 +80,12 @@ def test_an_unstable_run_says_so_and_what_would_settle_it():
         "unstable: the medians of 2 rounds go from 100 to 130 us (26 % apart, 5 % is steady). "
         "Stop what else runs on this machine, or measure more and longer rounds"
     )
+    robbed = msgspec.structs.replace(steady, cpu_share=0.62)
+    assert robbed.unstable() == (
+        "unstable: the engine ran for 62 % of the time it was measured; the rest went to other programs on its core, or to waiting. "
+        "Stop what else runs on this machine"
+    )
+    assert msgspec.structs.replace(robbed, threads=2).unstable() is None  # threads may wait for each other
     few = Latencies((100.0,) * 50, HERE, (1,) * 50, (25, 25))
     assert few.unstable() == "50 calls are too few for a p99: 459 bound it with 99 % confidence. Measure longer"
 
@@ -121,6 +128,12 @@ def test_engines_take_turns_on_the_same_calls_and_nothing_stays_changed():
         assert found[name].cores == (max(allowed),)
     assert os.sched_getaffinity(0) == allowed
     assert gc.isenabled()
+
+
+def test_time_spent_waiting_is_not_processor_time():
+    found = latency.measure({"waits": lambda request, candidates: time.sleep(0.002)}, traffic(), seconds_each=0.1, rounds=1)["waits"]
+    assert found.cpu_share < 0.5
+    assert "waiting" in msgspec.structs.replace(found, rounds=()).unstable()
 
 
 def test_a_failing_engine_leaves_pinning_and_collection_as_they_were():

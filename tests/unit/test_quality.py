@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+import sys
 
 import msgspec
 import numpy as np
@@ -376,6 +377,12 @@ def test_a_metric_that_needs_requests_says_so():
         quality.gate(found, drop_type="percent")
     with pytest.raises(MeasureError, match=r"max_drop is -1; give a number of at least 0, such as 0\.001"):
         quality.gate(found, max_drop=-1)
+
+
+def test_without_scipy_the_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.special", None)
+    with pytest.raises(MeasureError, match=r"which is not installed: pip install 'burnish\[optimize\]'"):
+        quality.compare(*rows(100)[:3])
 
 
 def test_quality_and_verdict_read_back_from_json():

@@ -23,7 +23,8 @@ from burnish.measure.traffic import Traffic
 Scoring = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], object]
 
 PACKAGES = ("burnish", "numpy", "onnxruntime", "openvino", "torch")
-STEADY = 0.05  # medians of the rounds may differ by this share before a run is called unstable
+STEADY = 0.05  # medians of the rounds may differ by this share before a run is called unstable ...
+UNDISTURBED = 0.95  # ... and a single thread has its core for at least this share of the time
 
 
 class Latencies(msgspec.Struct, frozen=True):
@@ -35,6 +36,7 @@ class Latencies(msgspec.Struct, frozen=True):
     rounds: tuple[int, ...] = ()  # how many of the calls each round had
     threads: int = 1
     cores: tuple[int, ...] = ()  # it was pinned to
+    cpu_share: float = 1.0  # processor time over passed time; one thread that nothing disturbs has 1
     versions: dict[str, str] = {}
 
     def percentile(self, q: float) -> float:
@@ -82,6 +84,11 @@ class Latencies(msgspec.Struct, frozen=True):
                 f"unstable: the medians of {len(self.rounds)} rounds go from {low:.0f} to {high:.0f} us ({100 * self.spread:.0f} % apart, "
                 f"{100 * tolerance:.0f} % is steady). Stop what else runs on this machine, or measure more and longer rounds"
             )
+        if self.threads == 1 and self.cpu_share < UNDISTURBED:
+            return (
+                f"unstable: the engine ran for {100 * self.cpu_share:.0f} % of the time it was measured; the rest went to other programs "
+                "on its core, or to waiting. Stop what else runs on this machine"
+            )
         if not self.confident(99):
             return f"{len(self.us)} calls are too few for a p99: {calls_needed(99)} bound it with 99 % confidence. Measure longer"
         return None
@@ -100,6 +107,7 @@ class Latencies(msgspec.Struct, frozen=True):
             self.rounds + other.rounds,
             self.threads,
             tuple(sorted({*self.cores, *other.cores})),
+            (self.cpu_share * sum(self.us) + other.cpu_share * sum(other.us)) / (sum(self.us) + sum(other.us)),
             self.versions,
         )
 
@@ -155,6 +163,7 @@ def measure(
     slice_ns = int(seconds_each / rounds * 1e9)
     us: dict[str, list[int]] = {name: [] for name in engines}
     sizes: dict[str, list[int]] = {name: [] for name in engines}
+    passed_ns, cpu_ns = dict.fromkeys(engines, 0), dict.fromkeys(engines, 0)
     names = list(engines)
     with pinned(core, threads) as cores, _old_objects_left():
         for name in names:
@@ -163,7 +172,10 @@ def measure(
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 before = len(us[name])
                 _slice(engines[name], calls, before - 3, slice_ns // 20, [])
+                passed, cpu = time.perf_counter_ns(), time.process_time_ns()
                 _slice(engines[name], calls, before, slice_ns, us[name])
+                passed_ns[name] += time.perf_counter_ns() - passed
+                cpu_ns[name] += time.process_time_ns() - cpu
                 sizes[name].append(len(us[name]) - before)
     host, found = Host.here(), versions(*PACKAGES)
     return {
@@ -174,6 +186,7 @@ def measure(
             rounds=tuple(sizes[name]),
             threads=threads,
             cores=cores,
+            cpu_share=cpu_ns[name] / passed_ns[name],
             versions=found,
         )
         for name in names

@@ -9,6 +9,7 @@ extension of it to clusters. A bootstrap over requests gives the same intervals 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 
 import msgspec
 import numpy as np
@@ -140,6 +141,14 @@ def compare(
     return Quality(metrics, n, int(labels.sum()), None if codes is None else units, confidence, scale, k, told, tuple(notes))
 
 
+def _special() -> ModuleType:
+    try:
+        import scipy.special
+    except ImportError:
+        raise MeasureError("quality is measured with scipy, which is not installed: pip install 'burnish[optimize]'") from None
+    return scipy.special
+
+
 def _checked(labels: np.ndarray, original: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels as float64 zeros and ones, scores as they are or widened to float64; MeasureError with the row that is wrong."""
     arrays = {"labels": np.asarray(labels), "original scores": np.asarray(original), "scores": np.asarray(scores)}
@@ -241,11 +250,9 @@ def _slices(
 
 def _loss_probability(delta: Delta) -> float:
     """One-sided P(a delta so low or lower | no loss)."""
-    from scipy.special import stdtr
-
     if delta.standard_error == 0:
         return 0.0 if delta.delta < 0 else 1.0
-    return float(stdtr(delta.units - 1, delta.delta / delta.standard_error))
+    return float(_special().stdtr(delta.units - 1, delta.delta / delta.standard_error))
 
 
 def _delta(
@@ -257,10 +264,8 @@ def _delta(
     strata: np.ndarray | None = None,
 ) -> Delta:
     """Student's t interval of the difference, and of the ratio by the delta method; `codes` cluster the rows, see `standard_error`."""
-    from scipy.special import stdtrit
-
     original, changed = pair
-    t = float(stdtrit(units - 1, 0.5 + confidence / 2))
+    t = float(_special().stdtrit(units - 1, 0.5 + confidence / 2))
     delta = changed.value - original.value
     error = estimate.standard_error(changed.influence - original.influence, codes, units, strata)
     relative = low = high = None
