@@ -18,7 +18,7 @@ from burnish.passes.embedding import bag_of_mixed, lookup_of_mixed
 from burnish.passes.segments import bounds, concat, segments
 from burnish.passes.tidy import TIDY
 
-LEAST_COLUMNS = 8  # a linear saves nothing on fewer request columns: reading its init costs as much
+LEAST_COLUMNS = 8  # fewer columns out of a dot product save nothing: reading its init costs as much
 LEAST_PRODUCTS = 64
 
 
@@ -33,21 +33,76 @@ def factor_request(graph: Graph) -> Graph:
 def split_linear(node: Node) -> Node | None:
     """LINEAR(CONCAT(r, c), W, b)  ->  LINEAR(c, W_c, b, init=LINEAR(r, W_r, 0)), r and c all parts of each kind, in order.
 
-    An init of the request's side goes into the inner one. Left alone: an init of the candidate's side; fewer than 8 request columns.
+    1. A part of request side goes into the init, and so does an init of request side.
+    2. A part that is one row for many, EXPAND(t (1, K) -> (L, K)), is multiplied before it is repeated: init=LINEAR(t, W_t, 0).
+    3. A part a + b or a - b, of two such, is two parts. In DIN's attention, over t, h, t - h and t * h, this leaves t * h alone.
+    Left alone: an init of the candidate's side; fewer than 8 columns that could go.
     """
     if node.op is not Op.LINEAR:
         return None
     x, w, b, *init = node.inputs
-    if any(value.side == "candidate" for value in init) or w.op is not Op.WEIGHT:
+    if any(value.side == "candidate" for value in init) or w.op is not Op.WEIGHT or w.dtype != "float32":
         return None
-    split = _split_columns(x)
-    if split is None or not _saves(split[0], w):
+    terms: dict[Node, np.ndarray] = {}
+    _terms(x, w["weight"].array, terms, len(x.shape) - 1)
+    kinds: dict[str, list[Node]] = {"request": [], "repeated": [], "candidate": []}
+    for part in terms:
+        kinds[_kind(part)].append(part)
+    leaving = sum(part.shape[-1] for kind in ("request", "repeated") for part in kinds[kind])
+    if x.side != "candidate" or leaving < LEAST_COLUMNS or leaving * w.shape[0] < LEAST_PRODUCTS:
         return None
-    (request, request_columns), (candidate, candidate_columns) = split
-    compute = node["compute"]
+
+    def product(kind: str, bias: Node, *start: Node) -> Node:
+        parts = [part.inputs[0] if kind == "repeated" else part for part in kinds[kind]]
+        block = np.concatenate([terms[part] for part in kinds[kind]], axis=1)
+        name = f"{w['weight'].name}.{kind}"
+        return Node(Op.LINEAR, (concat(parts, len(parts[0].shape) - 1), weight(name, block), bias, *start), compute=node["compute"])
+
     none = weight("0", np.zeros(b.shape, np.float32))
-    once = Node(Op.LINEAR, (request, columns_of(w, request_columns, "request"), none, *init), compute=compute)
-    return Node(Op.LINEAR, (candidate, columns_of(w, candidate_columns, "candidate"), b, once), compute=compute)
+    starts = []
+    if kinds["request"]:
+        starts.append(product("request", none, *init))
+    else:
+        starts.extend(init)
+    if kinds["repeated"]:
+        starts.append(product("repeated", none))
+    start = starts[0] if len(starts) == 1 else Node(Op.ADD, (starts[0], starts[1]))
+    if kinds["candidate"]:
+        return product("candidate", b, start)
+    total = Node(Op.ADD, (start, b))
+    return total if total.shape == node.shape else Node(Op.EXPAND, (total,), shape=node.shape)
+
+
+def _terms(x: Node, block: np.ndarray, terms: dict[Node, np.ndarray], axis: int) -> None:
+    """Adds to `terms` the parts of x (..., K) and their blocks (N, k) of W (N, K), so that x W^T is the sum of part block^T."""
+    if x.side == "candidate" and x.dtype == "float32":
+        parts = x.inputs if x.op is Op.CONCAT and x["axis"] == axis else segments(x, axis)
+        if parts is not None:
+            for part, (start, stop) in zip(parts, bounds(parts, axis)):
+                _terms(part, block[:, start:stop], terms, axis)
+            return
+        if x.op is Op.TAKE and x["axis"] == axis and sorted(x["indices"]) == list(range(x.inputs[0].shape[axis])):
+            _terms(x.inputs[0], block[:, np.argsort(x["indices"])], terms, axis)
+            return
+        if x.op in (Op.ADD, Op.SUB) and all(_kind(_spread(part, x)) != "candidate" for part in x.inputs):
+            a, b = (_spread(part, x) for part in x.inputs)
+            _terms(a, block, terms, axis)
+            _terms(b, block if x.op is Op.ADD else -block, terms, axis)
+            return
+    terms[x] = terms[x] + block if x in terms else block
+
+
+def _spread(part: Node, whole: Node) -> Node:
+    return part if part.shape == whole.shape else Node(Op.EXPAND, (part,), shape=whole.shape)
+
+
+def _kind(part: Node) -> str:
+    """request; repeated (EXPAND of fewer rows of the same width); or candidate."""
+    if part.side != "candidate":
+        return "request"
+    if part.op is Op.EXPAND and part.inputs[0].shape[-1:] == part.shape[-1:] and part.dtype == "float32":
+        return "repeated"
+    return "candidate"
 
 
 def split_quantized_linear(node: Node) -> Node | None:
@@ -106,7 +161,46 @@ def split_reduction(node: Node) -> Node | None:
     return None
 
 
-FACTOR = (split_linear, split_quantized_linear, split_fields_of_linear, split_reduction, lookup_of_mixed, bag_of_mixed)
+def split_dots(node: Node) -> Node | None:
+    """TAKE(MATMUL(E, E^T) flat, pairs)  ->  TAKE(CONCAT(TAKE(MATMUL(r, r^T)), TAKE(MATMUL(c, E^T))), order), for E = CONCAT(r, c).
+
+    Dot products of two fields of the request are then values of the request, which the linear that reads them takes into its init; any
+    other pair has a field of the candidate, whose row of the product is computed. Left alone: fewer than 8 pairs of the request.
+    """
+    match node:
+        case Node(Op.TAKE, (Node(Op.RESHAPE, (Node(Op.MATMUL, (e, Node(Op.TRANSPOSE, (turned,)))),)),)) if (
+            e is turned and len(e.shape) == 2
+        ):
+            parts = segments(e, 0)
+        case _:
+            return None
+    if parts is None or node.shape != (len(node["indices"]),):
+        return None
+    f = e.shape[0]
+    fields: dict[bool, list[int]] = {False: [], True: []}  # of the candidate? -> fields
+    for part, (start, stop) in zip(parts, bounds(parts, 0)):
+        fields[part.side == "candidate"].extend(range(start, stop))
+    at = {field: i for own in fields.values() for i, field in enumerate(own)}
+    pairs = [divmod(flat, f) for flat in node["indices"]]
+    pairs = [(j, i) if i in fields[False] and j in fields[True] else (i, j) for i, j in pairs]
+    once = [n for n, (i, j) in enumerate(pairs) if i in fields[False]]
+    if len(once) < LEAST_COLUMNS:
+        return None
+    rest = [n for n in range(len(pairs)) if n not in set(once)]
+    request, candidate = (concat([p for p in parts if (p.side == "candidate") is own], 0) for own in (False, True))
+    made = [_dots(request, request, [at[pairs[n][0]] * len(fields[False]) + at[pairs[n][1]] for n in once])]
+    if rest:
+        made.append(_dots(candidate, e, [at[pairs[n][0]] * f + pairs[n][1] for n in rest]))
+    order = np.argsort([*once, *rest])
+    return Node(Op.TAKE, (concat(made, 0),), axis=0, indices=order)
+
+
+def _dots(a: Node, b: Node, flat: list[int]) -> Node:
+    product = Node(Op.MATMUL, (a, Node(Op.TRANSPOSE, (b,), perm=(1, 0))))
+    return Node(Op.TAKE, (Node(Op.RESHAPE, (product,), shape=(a.shape[0] * b.shape[0],)),), axis=0, indices=flat)
+
+
+FACTOR = (split_linear, split_dots, split_quantized_linear, split_fields_of_linear, split_reduction, lookup_of_mixed, bag_of_mixed)
 
 
 def columns_of(w: Node, columns: list[int], name: str) -> Node:

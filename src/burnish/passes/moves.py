@@ -109,15 +109,26 @@ def flatten_concat(node: Node) -> Node | None:
     return Node(Op.CONCAT, flat, axis=node["axis"]) if len(flat) > len(node.inputs) else None
 
 
-def join_adjacent_slices(node: Node) -> Node | None:
-    """CONCAT(x[0:2], x[2:5], y)  ->  CONCAT(x[0:5], y)."""
+def join_entries(node: Node) -> Node | None:
+    """Neighbours in a CONCAT that are entries of one value, along its axis  ->  those entries at once.
+
+    1. CONCAT(x[0:2], x[2:5], y)  ->  CONCAT(x[0:5], y)    2. CONCAT(TAKE(x, I), TAKE(x, J))  ->  TAKE(x, I + J), a SLICE being a TAKE
+    Left alone: slices of one value that are not adjacent; two copies are cheaper than a gather.
+    """
     if node.op is not Op.CONCAT:
         return None
     axis = node["axis"]
     joined: list[Node] = []
     for part in node.inputs:
-        if joined and _adjacent(joined[-1], part, axis):
-            joined[-1] = piece(part.inputs[0], axis, joined[-1]["start"], part["stop"])
+        if joined and _entries(joined[-1], axis) and _entries(part, axis) and joined[-1].inputs == part.inputs:
+            last = joined[-1]
+            if last.op is part.op is Op.SLICE:
+                if last["stop"] != part["start"]:
+                    joined.append(part)
+                else:
+                    joined[-1] = piece(part.inputs[0], axis, last["start"], part["stop"])
+            else:
+                joined[-1] = Node(Op.TAKE, part.inputs, axis=axis, indices=_indices(last) + _indices(part))
         else:
             joined.append(part)
     return concat(joined, axis) if len(joined) < len(node.inputs) else None
@@ -191,9 +202,8 @@ def _same_dtype(node: Node, parts: list[Node]) -> Node:
     return whole if whole.dtype == node.dtype else Node(Op.CAST, (whole,), dtype=node.dtype)
 
 
-def _adjacent(a: Node, b: Node, axis: int) -> bool:
-    slices = a.op is Op.SLICE and b.op is Op.SLICE
-    return slices and a["axis"] == b["axis"] == axis and a.inputs == b.inputs and a["stop"] == b["start"]
+def _entries(node: Node, axis: int) -> bool:
+    return node.op in (Op.SLICE, Op.TAKE) and node["axis"] == axis
 
 
 MOVES = (
@@ -203,7 +213,7 @@ MOVES = (
     part_of_concat,
     part_of_mixed,
     flatten_concat,
-    join_adjacent_slices,
+    join_entries,
     reshape_of_concat,
     reshape_of_lookup,
     drop_expand,
