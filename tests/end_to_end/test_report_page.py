@@ -67,6 +67,7 @@ def column(shown: Any, name: str) -> list[str]:
 def test_the_page_draws_its_figures_without_errors_or_network(show):
     shown = show()
     assert shown.locator("#frontier-figure svg").count() == shown.locator("#latency-figure svg").count() == 1
+    assert shown.locator("#load-figure svg").count() == 1
     assert shown.locator("#frontier-figure svg .mark-symbol path").count() >= 11
     assert "Ranker <img src=x onerror=alert(1)> & co" in shown.locator(".kicker").inner_text()
     assert shown.locator("img").count() == 0
@@ -133,7 +134,7 @@ def test_landmarks_headings_and_tables_are_named(show):
     assert shown.get_by_role("columnheader").count() == 7 + 3 + 1  # one is the corner, named for those who cannot see it
     assert shown.locator("button:visible").evaluate_all("all => all.every(b => b.innerText.trim())")
     targets = shown.locator("nav a").evaluate_all("all => all.map(a => document.querySelector(a.getAttribute('href')) !== null)")
-    assert len(targets) == 8 and all(targets)
+    assert len(targets) == 9 and all(targets)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -173,7 +174,7 @@ def test_words_stand_out_from_their_ground_in_light_and_dark(show, scheme):
 def test_a_phone_scrolls_down_only(show):
     shown = show(viewport={"width": 360, "height": 740}, device_scale_factor=2, is_mobile=True, has_touch=True)
     assert shown.evaluate("document.documentElement.scrollWidth") == 360
-    for name in ("frontier", "latency"):
+    for name in ("frontier", "latency", "load"):
         assert shown.locator(f"#{name}-figure svg").bounding_box()["width"] <= 360
 
 

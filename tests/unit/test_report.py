@@ -56,7 +56,7 @@ class Text(HTMLParser):
 
 def test_every_part_is_on_the_page(report):
     found = Text(page.render(report))
-    sections = ["decision", "compare", "frontier", "trials", "latency", "capacity", "method", "repeat"]
+    sections = ["decision", "compare", "frontier", "trials", "latency", "load", "capacity", "method", "repeat"]
     assert [id_ for id_ in found.ids if id_ in sections] == sections
     for sentence in (report["decision"]["sentence"], *report["decision"]["sentences"], report["command"]):
         assert sentence in found.text
@@ -159,8 +159,30 @@ def test_the_figures_have_the_reports_numbers(report):
     assert points["t06"]["value"] == pytest.approx(100 * report["chosen"]["quality"]["auc"]["relative"])
     lines = figures.latency(report)["data"]["values"]
     assert {line["trial"].split(":")[0] for line in lines} == {"as it came", "chosen", "best other tool"}
-    p99 = next(line for line in lines if line["trial"].startswith("chosen") and line["quantile"] == 99)
+    p99 = next(line for line in lines if line["trial"].startswith("chosen") and line["share"] == 99)
     assert (p99["nines"], p99["us"]) == (pytest.approx(2), pytest.approx(report["chosen"]["latency_us"]["p99"], rel=0.01))
+
+
+def test_the_load_figure_ends_where_the_objective_is_lost(report):
+    figure = figures.load(report)
+    assert figure["layer"][2]["encoding"]["y"]["scale"] == {"clamp": True, "domain": [0, 15]}
+    assert figure["layer"][0]["data"]["values"][0]["limit"] == 10
+
+
+def test_a_simulated_load_says_so_wherever_it_stands(report):
+    for trial in (report["chosen"], report["trials"][5]):
+        trial["load"] |= {"simulated": True, "valid": False, "curve": []}
+    found = Text(page.render(report))
+    assert "2,264 (simulated)" in found.text
+    assert "at 2,264 requests/s a core, simulated" in found.text
+    assert "one core, within the objective, simulated where no load test was valid" in found.text
+
+
+def test_a_trial_tells_its_worst_slices_and_its_notes(report):
+    report["trials"][5]["latency_us"]["note"] = "297 calls are too few for a p99"
+    found = Text(page.render(report)).text
+    assert "is_cold_item = 1 (5,790 rows)" in found
+    assert "297 calls are too few for a p99" in found
 
 
 def test_when_nothing_beats_the_model_as_it_came_it_is_shown_once(report):

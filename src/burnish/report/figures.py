@@ -87,10 +87,7 @@ def frontier(report: Mapping[str, Any]) -> Spec | None:
     names = named.mark_text(dy=-12, fontSize=12, fontWeight=600, align=alt.ExprRef("datum.align"))
     layers: list[Any] = [bars, marks, names.encode(y="y_high:Q", text="trial:N")]
     if drop:
-        gate = alt.Chart(alt.Data(values=[{"limit": -100 * drop, "text": f"allowed drop, {100 * drop:g} {unit}"}]))
-        layers.insert(0, gate.mark_rule(strokeDash=[5, 4], color="var(--muted)").encode(y="limit:Q"))
-        words = gate.mark_text(align="right", baseline="top", dy=5, dx=-4, color="var(--muted)", fontSize=11)
-        layers.insert(1, words.encode(x=alt.value("width"), y="limit:Q", text="text:N"))
+        layers = [*_limit(alt, -100 * drop, f"allowed drop, {100 * drop:g} {unit}", "top"), *layers]
     return _finished(alt.layer(*layers).add_params(alt.param("picked", value="")), 340)
 
 
@@ -98,17 +95,16 @@ def latency(report: Mapping[str, Any]) -> Spec | None:
     """Quantiles of one call at a time: the model as it came, the chosen trial and the best other tool."""
     rows = []
     for name, trial in compared(report):
-        for quantile, us in (trial.get("latency_us") or {}).get("curve") or ():
-            # "nines": 90 % at 1, 99 % at 2, 99.9 % at 3, so that the tail has room
-            rows.append({"trial": name, "nines": -math.log10(max(1 - quantile, 1e-5)), "quantile": 100 * quantile, "us": us})
+        for share, us in (trial.get("latency_us") or {}).get("curve") or ():
+            if share < 100:  # the slowest call of all is no quantile of the distribution
+                # "nines": 90 % at 1, 99 % at 2, 99.9 % at 3, so that the tail has room
+                rows.append({"trial": name, "nines": -math.log10(1 - share / 100), "share": share, "us": us})
     if not rows:
         return None
     import altair as alt
 
-    names = [name for name, _ in compared(report)]
     last = max(row["nines"] for row in rows)
     ticks = [at for at in (math.log10(2), 1.0, 2.0, 3.0, 4.0) if at <= last + 1e-6]
-    colours = [f"var(--{colour})" for colour in COLOURS]
     x = alt.X("nines:Q", title="share of calls answered within")
     y = alt.Y("us:Q", title="µs a call (log scale)").scale(type="log", domain=list(_around([row["us"] for row in rows])), nice=False)
     chart = (
@@ -117,16 +113,42 @@ def latency(report: Mapping[str, Any]) -> Spec | None:
         .encode(
             x=x.axis(values=ticks, labelExpr="format(100 * (1 - pow(10, -datum.value)), '.4~g') + ' %'", labelFlush=True),
             y=y.axis(format=",~g", tickCount=6),
-            color=alt.Color("trial:N", legend=None).scale(domain=names, range=colours[: len(names)]),
-            strokeDash=alt.StrokeDash("trial:N", legend=None).scale(domain=names, range=[[1, 0], [1, 0], [6, 3]][: len(names)]),
+            **_lines(report),
             tooltip=[
                 alt.Tooltip("trial:N", title="trial"),
-                alt.Tooltip("quantile:Q", title="share of calls, %", format=".4~g"),
+                alt.Tooltip("share:Q", title="share of calls, %", format=".4~g"),
                 alt.Tooltip("us:Q", title="µs", format=",.4~g"),
             ],
         )
     )
     return _finished(chart, 280)
+
+
+def load(report: Mapping[str, Any]) -> Spec | None:
+    """p99 by load on one core, up to beyond the objective: the highest load that kept it is the last dot of a line below the dashes."""
+    rows = []
+    for name, trial in compared(report):
+        for qps, p99_us in (trial.get("load") or {}).get("curve") or ():
+            rows.append({"trial": name, "qps": qps, "p99_ms": p99_us / 1000})
+    if not rows:
+        return None
+    import altair as alt
+
+    allowed = (report.get("objective") or {}).get("p99_ms")
+    # beyond the objective a queue grows without bound, and only that it does is of interest
+    top = 1.5 * allowed if allowed else max(row["p99_ms"] for row in rows)
+    x = alt.X("qps:Q", title="requests a second on one core").axis(format=",~g", tickCount=6, labelFlush=True)
+    y = alt.Y("p99_ms:Q", title="p99, ms, from the intended start").scale(domain=[0, top], clamp=True)
+    tooltip = [
+        alt.Tooltip("trial:N", title="trial"),
+        alt.Tooltip("qps:Q", title="requests a second", format=",.4~g"),
+        alt.Tooltip("p99_ms:Q", title="p99, ms", format=".3~g"),
+    ]
+    lines = alt.Chart(alt.Data(values=rows)).mark_line(point=alt.OverlayMarkDef(size=30), strokeWidth=2)
+    layers: list[Any] = [lines.encode(x=x, y=y.axis(tickCount=5), tooltip=tooltip, **_lines(report))]
+    if allowed:
+        layers = [*_limit(alt, allowed, f"objective, {allowed:g} ms", "bottom"), *layers]
+    return _finished(alt.layer(*layers), 280)
 
 
 def compared(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -151,6 +173,28 @@ def script() -> str:
     import vl_convert
 
     return str(vl_convert.javascript_bundle())  # type: ignore[call-arg]  # its stub lacks the default
+
+
+def _lines(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Colour and dash of the compared trials' lines."""
+    import altair as alt
+
+    names = [name for name, _ in compared(report)]
+    colours, dashes = [f"var(--{colour})" for colour in COLOURS], [[1, 0], [1, 0], [6, 3]]
+    return {
+        "color": alt.Color("trial:N", legend=None).scale(domain=names, range=colours[: len(names)]),
+        "strokeDash": alt.StrokeDash("trial:N", legend=None).scale(domain=names, range=dashes[: len(names)]),
+    }
+
+
+def _limit(alt: Any, value: float, text: str, side: str) -> list[Any]:
+    """A dashed line at `value`, and its name on the `side` away from what it limits, at the right edge."""
+    limit = alt.Chart(alt.Data(values=[{"limit": value, "text": text}]))
+    words = limit.mark_text(align="right", baseline=side, dy=5 if side == "top" else -5, dx=-4, color="var(--muted)", fontSize=11)
+    return [
+        limit.mark_rule(strokeDash=[5, 4], color="var(--muted)").encode(y="limit:Q"),
+        words.encode(x=alt.value("width"), y="limit:Q", text="text:N"),
+    ]
 
 
 def _around(values: Sequence[float]) -> tuple[float, float]:

@@ -70,7 +70,7 @@
     const { view } = await window.vegaEmbed(`#${name}-figure`, specs[name], options);
     return view;
   }
-  Promise.all([draw("frontier"), draw("latency")]).then(([view]) => {
+  Promise.all(["frontier", "latency", "load"].map(draw)).then(([view]) => {
     frontier = view;
     if (view) {
       view.addEventListener("click", (_, item) => {

@@ -22,9 +22,14 @@ _TITLES = {
     "gauc": "GAUC",
     "log_loss": "Log-loss",
     "calibration": "Calibration ratio",
+    "normalized_entropy": "Normalized entropy",
+    "ndcg": "NDCG",
     "topk_overlap": "Top-k overlap",
-    "ne": "NE",
+    "kendall_tau": "Kendall's tau",
+    "auc_by_rows": "AUC, rows apart",
 }
+_IN_DETAIL_ONLY = ("auc_by_rows", "kendall_tau")
+_SLICES = 8  # shown of a trial, those that lost most first
 _COLUMNS = (  # of the table of trials; the name of the third is the gate's metric
     {"name": "Recipe", "unit": "", "number": False, "right": False},
     {"name": "Verdict", "unit": "", "number": True, "right": False},
@@ -60,7 +65,7 @@ def render(report: Mapping[str, Any]) -> str:
     import jinja2
     from markupsafe import Markup
 
-    drawn = {"frontier": figures.frontier(report), "latency": figures.latency(report)}
+    drawn = {"frontier": figures.frontier(report), "latency": figures.latency(report), "load": figures.load(report)}
     specs = msgspec.json.encode(drawn).decode()
     for character in "<>&":  # inside a script element no text may look like its end
         specs = specs.replace(character, f"\\u{ord(character):04x}")
@@ -78,6 +83,7 @@ def render(report: Mapping[str, Any]) -> str:
 def _view(report: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, Any]:
     """What the template shows, as text."""
     decision, host = report.get("decision") or {}, report.get("host") or {}
+    sentence = decision.get("sentence") or "No decision was made."
     trials = [_trial(trial, report) for trial in report.get("trials") or ()]
     counts = {status: sum(trial["status"] == status for trial in trials) for status in figures.STATUSES}
     comparison, capacity = _comparison(report), _capacity(report)
@@ -87,6 +93,7 @@ def _view(report: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, Any]
         ("frontier", "Cost and quality", drawn["frontier"]),
         ("trials", "Trials", trials),
         ("latency", "Latency", drawn["latency"]),
+        ("load", "Load", drawn["load"]),
         ("capacity", "Capacity", capacity),
         ("method", "Method", True),
         ("repeat", "Repeat it", report.get("command")),
@@ -95,7 +102,8 @@ def _view(report: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, Any]
     columns[2] |= {"name": f"{_metric(report)} change", "unit": "%" if _relative(report) else "pp"}
     return {
         "title": report.get("title") or "A ranker",
-        "decision": {"sentence": decision.get("sentence") or "No decision was made.", "sentences": decision.get("sentences") or ()},
+        "sentence": sentence,
+        "sentences": [told for told in decision.get("sentences") or () if told != sentence],
         "sections": [(id_, name) for id_, name, there in sections if there],
         "figures_of_merit": _figures_of_merit(report),
         "comparison": comparison,
@@ -118,10 +126,11 @@ def _figures_of_merit(report: Mapping[str, Any]) -> list[dict[str, str]]:
     """The handful of numbers at the top."""
     ratios, capacity, chosen = report.get("ratios") or {}, report.get("capacity") or {}, report.get("chosen") or {}
     found = []
-    if ratios.get("throughput_vs_baseline"):
-        found.append({"name": "Throughput", "value": f"{ratios['throughput_vs_baseline']:.1f}×", "note": "of the model as it came"})
-    if ratios.get("throughput_vs_best_peer"):
-        found.append({"name": "Throughput", "value": f"{ratios['throughput_vs_best_peer']:.1f}×", "note": "of the best other tool"})
+    for key, who in (("baseline", "the model as it came"), ("best_peer", "the best other tool")):
+        times, between = ratios.get(f"throughput_vs_{key}"), ratios.get(f"throughput_vs_{key}_interval")
+        if times and chosen.get("id") != (ratios.get("best_peer") if key == "best_peer" else (report.get("baseline") or {}).get("id")):
+            span = f", {between[0]:.3g} to {between[1]:.3g}" if between else ""
+            found.append({"name": f"Throughput of {who}", "value": f"{times:.1f}×", "note": f"side by side, one core{span}"})
     moved = figures.change(chosen, report.get("accuracy") or {})
     if moved:
         unit = "%" if _relative(report) else "pp"
@@ -129,7 +138,7 @@ def _figures_of_merit(report: Mapping[str, Any]) -> list[dict[str, str]]:
         found.append({"name": f"{_metric(report)} change", "value": f"{signed(moved['value'])} {unit}", "note": told})
     load = chosen.get("load") or {}
     if load.get("p99_us"):
-        note = f"at {number(load['qps'])} requests/s a core" if load.get("qps") else ""
+        note = f"at {number(load['qps'])} requests/s a core" + (", simulated" if load.get("simulated") else "") if load.get("qps") else ""
         found.append({"name": "p99 under load", "value": time_of(load["p99_us"]), "note": note})
     if capacity.get("usd_per_million_candidates") is not None:
         replicas = f"{number(capacity['replicas'])} replicas" if capacity.get("replicas") else ""
@@ -145,15 +154,18 @@ def _comparison(report: Mapping[str, Any]) -> dict[str, Any] | None:
     columns = [tuple(name.split(": ", 1)) for name, _ in shown]
     rows = []
 
-    def row(name: str, note: str, cells: Iterable[tuple[str, str]]) -> None:
-        told = [{"value": value, "note": remark} for value, remark in cells]
+    def row(name: str, note: str, cells: Iterable[tuple[str, str, str]]) -> None:
+        told = [{"value": value, "note": remark, "between": between} for value, remark, between in cells]
         if any(cell["value"] != "–" for cell in told):
             rows.append({"name": name, "note": note, "cells": told})
 
     first = trials[0]
-    for key in dict.fromkeys(key for trial in trials for key, value in (trial.get("quality") or {}).items() if isinstance(value, Mapping)):
-        told = [_quality((trial.get("quality") or {}).get(key)) for trial in trials]
-        row(_TITLES.get(key, key), "", [told[0] if trials[0] is not report.get("baseline") else (told[0][0], ""), *told[1:]])
+    metrics = [{key: value for key, value in (t.get("quality") or {}).items() if isinstance(value, Mapping)} for t in trials]
+    for key in dict.fromkeys(key for found in metrics for key in found if key not in _IN_DETAIL_ONLY):
+        told = [_quality(found.get(key)) for found in metrics]
+        if first is report.get("baseline"):  # it is what the others are compared with
+            told[0] = (told[0][0], "", "")
+        row(_TITLES.get(key, key), "", told)
 
     def measure(name: str, note: str, get: Callable[[Any], float | None], form: Callable[[float], str], better: str, worse: str) -> None:
         """A row of numbers, each with how many times better it is than the first; `better` = "more" says that a larger one is."""
@@ -163,27 +175,29 @@ def _comparison(report: Mapping[str, Any]) -> dict[str, Any] | None:
             if mine and theirs and trial is not first:
                 times = mine / theirs if better == "more" else theirs / mine
                 remark = f"{times:.1f}× {better}" if times >= 1 else f"{1 / times:.1f}× {worse}"
-            cells.append(("–" if mine is None else form(mine), remark))
+            cells.append(("–" if mine is None else form(mine), remark, ""))
         row(name, note, cells)
 
     measure("p50", "one call at a time", lambda t: (t.get("latency_us") or {}).get("p50"), time_of, "faster", "slower")
     measure("p99", "one call at a time", lambda t: (t.get("latency_us") or {}).get("p99"), time_of, "faster", "slower")
     measure("Candidates a second", "one core", lambda t: t.get("candidates_per_second_per_core"), number, "more", "fewer")
-    measure("Requests a second", "one core, within the objective", lambda t: (t.get("load") or {}).get("qps"), number, "more", "fewer")
+    simulated = any((trial.get("load") or {}).get("simulated") for trial in trials)
+    note = "one core, within the objective" + (", simulated where no load test was valid" if simulated else "")
+    measure("Requests a second", note, lambda t: (t.get("load") or {}).get("qps"), number, "more", "fewer")
     measure("Weights", "", lambda t: t.get("weight_bytes"), size, "smaller", "larger")
     return {"columns": columns, "rows": rows}
 
 
-def _quality(metric: Mapping[str, Any] | None) -> tuple[str, str]:
-    """A metric's value, and its change with the interval."""
+def _quality(metric: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    """A metric's value, its change, and the change's interval."""
     if not metric or metric.get("value") is None:
-        return "–", ""
+        return "–", "", ""
     value = f"{metric['value']:.5f}"
     if metric.get("delta") is None or (metric["delta"] == 0 and metric.get("low") in (None, 0)):
-        return value, ""
+        return value, "", ""
     low, high = metric.get("low"), metric.get("high")
     between = f" ({signed(low, 5)} to {signed(high, 5)})" if low is not None and high is not None else ""
-    return value, signed(metric["delta"], 5) + between
+    return value, signed(metric["delta"], 5), between
 
 
 def _trial(trial: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,13 +215,14 @@ def _trial(trial: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any
     metrics = [(key, value) for key, value in quality.items() if isinstance(value, Mapping)]
     groups = [
         ("Quality", [(_TITLES.get(key, key), " ".join(part for part in _quality(value) if part)) for key, value in metrics]),
-        ("Sample", [(name.capitalize(), number(quality[name])) for name in ("rows", "requests") if quality.get(name)]),
+        ("Slices, AUC", _slices(quality.get("slices") or ())),
+        ("Sample", [(name.capitalize(), number(quality[name])) for name in ("rows", "positives", "requests") if quality.get(name)]),
         ("One call at a time", [(n, time_of(latency[n])) for n in ("p50", "p99", "mean") if latency.get(n) is not None]),
         ("Under load", _load(load)),
         ("Memory", [(n, size(trial[k])) for n, k in (("Weights", "weight_bytes"), ("Arena", "arena_bytes")) if trial.get(k) is not None]),
     ]
     if latency.get("count"):
-        groups[2][1].append(("Calls", number(latency["count"])))
+        groups[3][1].append(("Calls", number(latency["count"])))
     status = trial.get("status", "")
     return {
         "id": trial["id"],
@@ -226,16 +241,31 @@ def _trial(trial: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any
             cell(rate, number(rate), share=round(100 * rate / best, 1) if rate else None),
             cell(weights, f"{(weights or 0) / 1e6:,.1f}"),
         ],
+        "notes": [
+            note for note in (trial.get("verdict"), latency.get("note"), load.get("sentence"), *(quality.get("notes") or ())) if note
+        ],
         "groups": [{"name": name, "facts": facts} for name, facts in groups if facts],
     }
+
+
+def _slices(slices: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """AUC's change in the slices that lost most, with p after Holm's correction for their number."""
+    worst = sorted((s for s in slices if s.get("auc")), key=lambda s: s["auc"]["delta"])[:_SLICES]
+    return [
+        (f"{s['name']} = {s['value']} ({number(s['rows'])} rows)", f"{signed(s['auc']['delta'], 5)}, p {max(s['p_holm'], 1e-4):.2g}")
+        for s in worst
+    ]
 
 
 def _load(load: Mapping[str, Any]) -> list[tuple[str, str]]:
     told = []
     if load.get("qps"):
-        told.append(("Requests a second", number(load["qps"])))
-    if load.get("p99_us"):
-        told.append(("p99", time_of(load["p99_us"])))
+        told.append(("Requests a second", number(load["qps"]) + (" (simulated)" if load.get("simulated") else "")))
+    for key, name in (("p50_us", "p50"), ("p99_us", "p99")):
+        if load.get(key):
+            told.append((name, time_of(load[key])))
+    if load.get("utilization"):
+        told.append(("Busy", f"{100 * load['utilization']:.0f} %"))
     if load.get("queries"):
         told.append(("Queries", number(load["queries"])))
     if load.get("valid") is not None:
@@ -247,9 +277,15 @@ def _capacity(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     capacity = report.get("capacity") or {}
     forms: tuple[tuple[str, str, Any], ...] = (
         ("replicas", "Replicas", number),
+        ("machines", "Machines", number),
+        ("spare_machines", "of them spare", number),
+        ("cores_per_machine", "Cores of a machine", number),
+        ("price_per_hour", "Price of a machine, an hour", usd),
         ("qps", "For requests a second", number),
         ("candidates", "Candidates a request", number),
-        ("p99_ms", "Within, at p99", lambda v: f"{v:g} ms"),
+        ("p99_ms", "p99 allowed", lambda v: f"{v:g} ms"),
+        ("predicted_p99_ms", "p99 predicted", lambda v: f"{v:.3g} ms"),
+        ("utilization", "Busy", lambda v: f"{100 * v:.0f} %"),
         ("headroom", "Head-room", lambda v: f"{100 * v:g} %"),
         ("usd_per_million_candidates", "A million ranked candidates", usd),
         ("usd_per_month", "A month", usd),
@@ -287,7 +323,7 @@ def _method(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         ("Gate", gate),
         ("Objective", goal),
         ("Machine", machine),
-        ("Versions", list((report.get("versions") or {}).items())),
+        ("Versions", [*(report.get("versions") or {}).items(), *([("python", report["python"])] if report.get("python") else [])]),
     ]
     return [{"name": name, "facts": facts} for name, facts in groups if facts]
 
