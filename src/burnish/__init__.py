@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+# not on first use: the function has the name of its package, and importing that package later would put the package in its place
+from burnish.capture import capture
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from burnish.build import compile
-    from burnish.capture import capture
     from burnish.errors import (
         ArtifactError,
         BuildError,
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "burnish.build": ("compile",),
-    "burnish.capture": ("capture",),
     "burnish.errors": (
         "ArtifactError",
         "BuildError",
