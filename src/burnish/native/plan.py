@@ -33,7 +33,7 @@ FEW = 4  # outputs of a linear up to which its vectors run along the inputs
 ELEMENTWISE = POINTWISE | {Op.QUANTIZE}
 ALIGN = 64
 SLACK = 128  # bytes behind each buffer and packed array that a vector may read
-MOST_ROWS = 48  # divisible by every tile height
+BLOCKS = (48, 24, 12, 6)  # rows of a block, the first that keeps the arena within half of the second-level cache
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,12 @@ def make(graph: Graph, host: Host, isa: str | None = None, rows: int | None = No
     steps = _steps(graph, groups, places)
     for step in steps:
         _check(step)
-    rows = rows or _block_rows(drafts, host)
-    buffers, arena = _lay_out(graph, steps, places, drafts, rows)
-    return Plan(graph, isa, _flags(isa, host), rows, tuple(steps), places, buffers, arena)
+    fit = host.cache_bytes[1] // 2 if len(host.cache_bytes) > 1 else 1 << 19
+    for height in (rows,) if rows else BLOCKS:
+        buffers, arena = _lay_out(graph, steps, places, drafts, height)
+        if arena <= fit:
+            break
+    return Plan(graph, isa, _flags(isa, host), height, tuple(steps), places, buffers, arena)
 
 
 def view_of(node: Node) -> tuple[Node, int] | None:
@@ -262,14 +265,6 @@ def _check(step: Step) -> None:
     table.check(step)
 
 
-def _block_rows(drafts: list[Buffer], host: Host) -> int:
-    """As many rows as keep the buffers within half of the second-level cache."""
-    row = sum(b.stride * SIZES[b.ctype] for b in drafts)
-    cache = host.cache_bytes[1] if len(host.cache_bytes) > 1 else 1 << 19
-    fit = cache // 2 // max(row, 1)
-    return next((rows for rows in (MOST_ROWS, 24, 12) if rows <= fit), 6)
-
-
 def _lay_out(graph: Graph, steps: list[Step], places: dict[Node, Place], drafts: list[Buffer], rows: int) -> tuple[tuple[Buffer, ...], int]:
     """Offsets: a buffer's bytes are used again by buffers that live at other steps. What candidates read of a request lives throughout."""
     end = len(steps)
@@ -281,10 +276,11 @@ def _lay_out(graph: Graph, steps: list[Step], places: dict[Node, Place], drafts:
         first.setdefault(index, at)
         last[index] = max(last.get(index, at), at)
 
+    held = frozenset(node for step in steps for node in step.stored)
     for at, step in enumerate(steps):
         for node in step.nodes:
             for operand in node.inputs:
-                if operand.side != "constant":
+                if operand.side != "constant" and source(operand)[0] in held:
                     touch(operand, end if operand.side != step.side else at)
             if node in step.stored:
                 touch(node, at)

@@ -28,7 +28,8 @@ template <int S> struct DotF32 {
   static constexpr int group = 1;
   static INL X spread(const A *p) { return splat(*p); }
   static INL void step(Acc &acc, X a, const W *w) { acc = muladd(a, load(w), acc); }
-  static INL F total(Acc acc) { return acc; }
+  static INL Acc start(F x) { return x; }
+  static INL F total(Acc acc, F) { return acc; }
 };
 template <int S> struct DotBF16 {  // pairs of bfloat16 in one 32-bit lane
   using A = uint16_t; using W = uint16_t; using Acc = F; using X = I;
@@ -43,7 +44,8 @@ template <int S> struct DotBF16 {  // pairs of bfloat16 in one 32-bit lane
     acc = muladd(float_of(a & (int32_t)0xffff0000), float_of(b & (int32_t)0xffff0000), acc);
 #endif
   }
-  static INL F total(Acc acc) { return acc; }
+  static INL Acc start(F x) { return x; }
+  static INL F total(Acc acc, F) { return acc; }
 };
 #if defined(__AVX512VNNI__)
 template <int S> struct DotU8 {
@@ -51,7 +53,8 @@ template <int S> struct DotU8 {
   static constexpr int group = 4;
   static INL X spread(const A *p) { int32_t v; memcpy(&v, p, 4); return splat(v); }
   static INL void step(Acc &acc, X a, const W *w) { I b; memcpy(&b, w, sizeof b); acc = (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b); }
-  static INL I total(Acc acc) { return acc; }
+  static INL Acc start(I x) { return x; }
+  static INL I total(Acc acc, I) { return acc; }
 };
 #elif defined(__AVX512F__)  // bytes widened to 16 bits: products and pair sums are exact
 template <int S> struct DotU8 {
@@ -63,9 +66,10 @@ template <int S> struct DotU8 {
     acc.low = _mm512_add_epi32(acc.low, _mm512_madd_epi16(a, _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)w))));
     acc.high = _mm512_add_epi32(acc.high, _mm512_madd_epi16(a, _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(w + 32)))));
   }
-  static INL I total(Acc acc) {  // lanes 2i and 2i+1 are the two halves of output i
+  static INL Acc start(I) { return {}; }
+  static INL I total(Acc acc, I begun) {  // lanes 2i and 2i+1 are the two halves of output i
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    return (I)_mm512_add_epi32(_mm512_permutex2var_epi32(acc.low, even, acc.high), _mm512_permutex2var_epi32(acc.low, odd, acc.high));
+    return begun + (I)_mm512_add_epi32(_mm512_permutex2var_epi32(acc.low, even, acc.high), _mm512_permutex2var_epi32(acc.low, odd, acc.high));
   }
 };
 #elif defined(__AVX2__)
@@ -78,7 +82,8 @@ template <int S> struct DotU8 {
     acc.low = _mm256_add_epi32(acc.low, _mm256_madd_epi16(a, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w))));
     acc.high = _mm256_add_epi32(acc.high, _mm256_madd_epi16(a, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16)))));
   }
-  static INL I total(Acc acc) { return (I)_mm256_permute4x64_epi64(_mm256_hadd_epi32(acc.low, acc.high), 0xd8); }
+  static INL Acc start(I) { return {}; }
+  static INL I total(Acc acc, I begun) { return begun + (I)_mm256_permute4x64_epi64(_mm256_hadd_epi32(acc.low, acc.high), 0xd8); }
 };
 #else
 template <int S> struct DotU8 {
@@ -89,12 +94,13 @@ template <int S> struct DotU8 {
     I b; memcpy(&b, w, sizeof b);
     UNROLL for (int j = 0; j < 4; j++) acc += ((a >> 8 * j) & 255) * ((b << (24 - 8 * j)) >> 24);
   }
-  static INL I total(Acc acc) { return acc; }
+  static INL Acc start(I x) { return x; }
+  static INL I total(Acc acc, I) { return acc; }
 };
 #endif
-// A tile of MR rows and NV vectors of outputs, from vector `first` of NALL; k runs over groups of inputs.
-template <class Dot, int NALL, int KG, int MR, int NV, class Row, class End>
-INL void tile(int t, const typename Dot::W *w, int first, Row row, End end) {
+// A tile of MR rows and NV vectors of outputs, from vector `first` of NALL; k runs over groups of inputs. WHOLE: no vector is cut short.
+template <class Dot, int NALL, int KG, bool WHOLE, int MR, int NV, class Row, class Begin, class End>
+INL void tile(int t, const typename Dot::W *w, int first, Row row, Begin begin, End end) {
   using W = typename Dot::W;
   constexpr int WIDE = 64 / LANES, G = Dot::group;  // vectors of a panel
   typename Dot::Acc acc[MR][NV];
@@ -104,41 +110,42 @@ INL void tile(int t, const typename Dot::W *w, int first, Row row, End end) {
     at[j] = w + (i64)panel * WIDE * LANES * G * KG + (first + j - panel * WIDE) * LANES * G;
     step[j] = wide * LANES * G;
   }
-  UNROLL for (int i = 0; i < MR; i++) { a[i] = row(t + i); UNROLL for (int j = 0; j < NV; j++) acc[i][j] = typename Dot::Acc{}; }
+  UNROLL for (int i = 0; i < MR; i++) { a[i] = row(t + i); UNROLL for (int j = 0; j < NV; j++) acc[i][j] = Dot::start(begin((first + j) * LANES)); }
   ROLLED for (int k = 0; k < KG; k++) {
     UNROLL for (int i = 0; i < MR; i++) {
       auto x = Dot::spread(a[i] + k * G);
       UNROLL for (int j = 0; j < NV; j++) Dot::step(acc[i][j], x, at[j] + (i64)k * step[j]);
     }
   }
-  UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < NV; j++) end(t + i, first + j, Dot::total(acc[i][j]));
+  UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < NV; j++) end(t + i, (first + j) * LANES, Dot::total(acc[i][j], begin((first + j) * LANES)), C<WHOLE>{});
 }
-template <class Dot, int NALL, int KG, int MR, int NV, class Row, class End>
-INL void columns(int T, int &t, const typename Dot::W *w, int first, Row row, End end) {
-  for (; t + MR <= T; t += MR) tile<Dot, NALL, KG, MR, NV>(t, w, first, row, end);
+template <class Dot, int NALL, int KG, bool WHOLE, int MR, int NV, class Row, class Begin, class End>
+INL void columns(int T, int &t, const typename Dot::W *w, int first, Row row, Begin begin, End end) {
+  for (; t + MR <= T; t += MR) tile<Dot, NALL, KG, WHOLE, MR, NV>(t, w, first, row, begin, end);
 }
-// T rows by N outputs. row(t) points to the inputs of a row; end(t, first output, lanes<n>, sums) takes LANES sums, of which n count.
-template <class Dot, int N, int KG, int MR, int NV, class Row, class End>
-INL void products(int T, const typename Dot::W *w, Row row, End end) {
+// T rows by N outputs. row(t) points to the inputs of a row; begin(o) is what the sums of LANES outputs from o on begin with;
+// end(t, o, sums, whole) takes them, all of them when `whole`, else those below N.
+template <class Dot, int N, int KG, int MR, int NV, class Row, class Begin, class End>
+INL void products(int T, const typename Dot::W *w, Row row, Begin begin, End end) {
   constexpr int NALL = (N + 15) / 16 * 16 / LANES, REST = NALL % NV;
-  auto finish = [&](int t, int v, auto sums) FORCE { end(t, v * LANES, sums); };
+  constexpr bool WHOLE = REST != 0 ? N >= (NALL - REST) * LANES : N % LANES == 0;  // in the main loop
   if (T == 1) {  // one row: as many outputs in flight as the registers hold
     constexpr int LONG = NALL < MR * NV ? NALL : MR * NV > 16 ? 16 : MR * NV, LAST = NALL % LONG;
-    ROLLED for (int v = 0; v + LONG <= NALL; v += LONG) tile<Dot, NALL, KG, 1, LONG>(0, w, v, row, finish);
-    if constexpr (LAST != 0) tile<Dot, NALL, KG, 1, LAST>(0, w, NALL - LAST, row, finish);
+    ROLLED for (int v = 0; v + LONG <= NALL; v += LONG) tile<Dot, NALL, KG, N % LANES == 0, 1, LONG>(0, w, v, row, begin, end);
+    if constexpr (LAST != 0) tile<Dot, NALL, KG, N % LANES == 0, 1, LAST>(0, w, NALL - LAST, row, begin, end);
     return;
   }
   ROLLED for (int v = 0; v + NV <= NALL; v += NV) {
     int t = 0;
-    columns<Dot, NALL, KG, MR, NV>(T, t, w, v, row, finish);
-    if constexpr (MR > 4) columns<Dot, NALL, KG, 4, NV>(T, t, w, v, row, finish);
-    if constexpr (MR > 2) columns<Dot, NALL, KG, 2, NV>(T, t, w, v, row, finish);
-    columns<Dot, NALL, KG, 1, NV>(T, t, w, v, row, finish);
+    columns<Dot, NALL, KG, WHOLE, MR, NV>(T, t, w, v, row, begin, end);
+    if constexpr (MR > 4) columns<Dot, NALL, KG, WHOLE, 4, NV>(T, t, w, v, row, begin, end);
+    if constexpr (MR > 2) columns<Dot, NALL, KG, WHOLE, 2, NV>(T, t, w, v, row, begin, end);
+    columns<Dot, NALL, KG, WHOLE, 1, NV>(T, t, w, v, row, begin, end);
   }
   if constexpr (REST != 0) {
     int t = 0;
-    columns<Dot, NALL, KG, MR, REST>(T, t, w, NALL - REST, row, finish);
-    columns<Dot, NALL, KG, 1, REST>(T, t, w, NALL - REST, row, finish);
+    columns<Dot, NALL, KG, N % LANES == 0, MR, REST>(T, t, w, NALL - REST, row, begin, end);
+    columns<Dot, NALL, KG, N % LANES == 0, 1, REST>(T, t, w, NALL - REST, row, begin, end);
   }
 }
 // A linear with few outputs: vectors along the K inputs. Weights (N, K rounded up to 64), zeros behind K.
@@ -247,8 +254,8 @@ def emit(code: Code, step: Step) -> None:
             code.add(f"const auto *in = {row};")
             code.add(f"V<{'int32_t' if kind == 'u8' else 'float'}> sums = {{}};")
             code.add(f"UNROLL for (int j = 0; j < {n}; j++) sums[j % LANES] = dot_few<{k}>(in, {weight} + j * {-(-k // 64) * 64});")
-            code.add("constexpr int o = 0;")
-            epilogue.write("sums")
+            code.add(f"constexpr int o = 0, lanes = {n}; (void)lanes;")
+            epilogue.write("sums" if kind != "u8" else f"(sums + load({epilogue.zero}))")
         return
     tile_rows, vectors = TILES[_lanes(code.plan.isa)]
     if kind == "u8" and code.plan.isa == "avx512":
@@ -256,11 +263,14 @@ def emit(code: Code, step: Step) -> None:
     elif kind == "u8" and code.plan.isa == "avx2":
         tile_rows = 3
     code.add(f"auto row = [&](int t) FORCE {{ return {row}; }};")
-    with code.block("auto end = [&](int t, int o, auto sums) FORCE"):
+    zero = "F{}" if kind != "u8" else f"load({epilogue.zero} + o)"
+    code.add(f"auto begin = [&](int o) FORCE {{ return {zero}; }};")
+    with code.block("auto end = [&](int t, int o, auto sums, auto whole) FORCE"):
+        code.add(f"const int lanes = whole.value || {n} - o > LANES ? LANES : {n} - o; (void)lanes;")
         epilogue.write("sums")
     code.lines[-1] += ";"
     groups = -(-k // group)
-    code.add(f"products<{DOT[kind]}, {n}, {groups}, {tile_rows}, {vectors}>((int)M * {reps}, {weight}, row, end);")
+    code.add(f"products<{DOT[kind]}, {n}, {groups}, {tile_rows}, {vectors}>((int)M * {reps}, {weight}, row, begin, end);")
 
 
 class _Epilogue:
@@ -300,11 +310,9 @@ class _Epilogue:
             code.add(f"const int m = t / {self.reps}, s = t % {self.reps};")
         else:
             code.add("const int m = t, s = 0; (void)s;")
-        code.add(f"const int lanes = {self.n} - o < LANES ? {self.n} - o : LANES; (void)lanes;")
         kind = ctype(node)
         value = sums
         if node.op is not Op.LINEAR:
-            value = f"({value} + load({self.zero} + o))"
             if self.init is not None:
                 value = f"({value} + {self._load(self.init)})"
         elif self.init is not None:

@@ -179,13 +179,13 @@ INL F widen_f16(V<uint16_t> h) {
   F r = huge ? float_of(I(((u & 0x3ff) << 13) | 0x7f800000)) : normal;
   return float_of(bits_of(r) | I((u & 0x8000) << 16));
 }
-// quantize/affine.py: low = -zero_point, high = 255 - zero_point; |t| < 2**22, so adding 1.5 * 2**23 rounds to the nearest even integer
+// quantize/affine.py: low = -zero_point, high = 255 - zero_point. |t| < 2**22, so adding 1.5 * 2**23 rounds to the nearest even integer and
+// leaves it in the low bits; its lowest byte is all that is kept
 INL V<uint8_t> quantize(F x, F multiplier, F low, F high, I zero_point) {
   F t = x * multiplier;
   t = t > low ? t : low;
   t = t < high ? t : high;
-  I n = bits_of(t + 12582912.f) - 0x4b400000 + zero_point;
-  return to<uint8_t>(n);
+  return to<uint8_t>(bits_of(t + 12582912.f) + zero_point);
 }
 """
 
