@@ -124,7 +124,7 @@ loadgen = pytest.importorskip("mlperf_loadgen", reason="load tests need mlcommon
 def test_a_run_reports_what_was_asked_and_measured_and_leaves_nothing_changed():
     before = os.sched_getaffinity(0), sys.getswitchinterval(), gc.isenabled()
     found = load.server(scoring, traffic(), qps=1500, seconds=0.5, p99_us=1e6)
-    assert (found.valid, found.cause, found.reason) == (True, "", "")
+    assert (found.valid, found.cause, found.reason, found.loadgen) == (True, "", "", "VALID")
     assert found.early_stopping and found.queries >= 459 and found.qps == 1500 and found.slo_us == 1e6
     assert found.achieved_qps == pytest.approx(found.queries / found.seconds)
     assert found.p50_us <= found.p90_us <= found.p99_us <= found.p999_us <= found.max_us
@@ -183,7 +183,11 @@ def test_overload_is_cut_off_and_named():
 def test_too_few_queries_for_a_p99_are_invalid():
     found = load.server(scoring, traffic(), qps=100, seconds=0.5, p99_us=1e6)
     assert found.cause == "too few queries" and found.queries < 459
-    assert found.reason.endswith("(LoadGen's early-stopping rule; 459 without a miss are the least). Run longer")
+    assert found.reason == (
+        f"{found.queries} queries are too few to claim a p99 within 1,000,000 us with 99 % confidence: LoadGen's early-stopping rule asks "
+        f"for at least {459 - found.queries} more. Run longer"
+    )
+    assert found.loadgen.startswith(f"INVALID: Run unsuccessful. Processed {found.queries} queries. Would need")
 
 
 def test_wrong_answers_under_load_make_a_run_invalid():
@@ -206,6 +210,8 @@ def test_a_late_generator_makes_a_run_invalid():
         "the load generator itself was late: its p99 delay was 100,001 us, against an objective of 1,000,000 us. "
         "Give it a core of its own, or lower the load"
     )
+    other = msgspec.structs.replace(result, loadgen="INVALID: Min duration not met")
+    assert load._judge(other, overloaded=False) == ("loadgen", "LoadGen calls the run INVALID: Min duration not met")
     tight = msgspec.structs.replace(result, late_p99_us=150.0, slo_us=1000.0, p99_us=900.0)
     assert load._judge(tight, overloaded=False)[0] == ""
 

@@ -41,7 +41,7 @@ CHECKED = 64  # answers that are kept and compared
 SWITCH_SECONDS = 1e-4  # between threads that want Python's lock: the default of 5 ms would be the p99 of a fast ranker
 
 
-Cause = Literal["", "wrong answers", "overloaded", "late generator", "p99", "too few queries"]
+Cause = Literal["", "wrong answers", "overloaded", "late generator", "p99", "too few queries", "loadgen"]
 
 
 class LoadResult(msgspec.Struct, frozen=True):
@@ -60,6 +60,7 @@ class LoadResult(msgspec.Struct, frozen=True):
     valid: bool  # the objective was met, and the run is one that can show it
     cause: Cause  # why not; "" when valid
     reason: str  # the same in a sentence
+    loadgen: str  # LoadGen's own verdict: VALID, or INVALID and why
     early_stopping: bool  # LoadGen's rule: enough queries for the p99 to hold with 99 % confidence
     late_p99_us: float  # the generator's own delay
     service_p50_us: float  # one call, without waiting
@@ -143,7 +144,8 @@ def server(
         valid=False,
         cause="",
         reason="",
-        early_stopping=summary.get("early_stopping_met", False),
+        loadgen=_verdict(summary),
+        early_stopping=summary["early_stopping_met"],
         late_p99_us=_rank(late_us, 99),
         service_p50_us=_rank(service, 50),
         service_p99_us=_rank(service, 99),
@@ -349,6 +351,14 @@ def _summary(path: Path) -> dict:
     return found
 
 
+def _verdict(summary: dict) -> str:
+    """LoadGen's verdict in a line: its reason and the result of early stopping, which come as bullet lists."""
+    if summary["result_validity"] == "VALID":
+        return "VALID"
+    told = f"{summary.get('result_invalid_reason', '')} {summary.get('early_stopping_result', '')}"
+    return f"INVALID: {' '.join(told.replace('*', ' ').split())}"
+
+
 _SAMPLE = re.compile(
     rb'"name":"Sample","cat":"default","ph":"b","pid":\d+,"id":\d+,"ts":(-?[\d.]+),'
     rb'"args":\{"sample_seq":(\d+),"query_seq":\d+,"sample_idx":\d+,"issue_start_ns":(\d+),"complete_ns":(\d+)'
@@ -404,10 +414,14 @@ def _judge(result: LoadResult, overloaded: bool) -> tuple[Cause, str]:
     if result.p99_us > result.slo_us:
         return "p99", f"p99 was {result.p99_us:,.0f} us at {result.qps:,.0f} queries per second; {result.slo_us:,.0f} us are allowed"
     if not result.early_stopping:
+        more = re.search(r"at least (\d+) more", result.loadgen)
         return "too few queries", (
-            f"{result.queries:,} queries are too few to claim a p99 so near {result.slo_us:,.0f} us with 99 % confidence (LoadGen's "
-            f"early-stopping rule; {calls_needed(99)} without a miss are the least). Run longer"
+            f"{result.queries:,} queries are too few to claim a p99 within {result.slo_us:,.0f} us with 99 % confidence"
+            + (f": LoadGen's early-stopping rule asks for at least {int(more[1]):,} more" if more else "")
+            + ". Run longer"
         )
+    if result.loadgen != "VALID":
+        return "loadgen", f"LoadGen calls the run {result.loadgen}"
     return "", ""
 
 
