@@ -102,7 +102,9 @@ _HOLDS = {
 def linear_of_matmul(node: Node) -> Node | None:
     """MATMUL(x, W) with a constant matrix W (K, N)  ->  LINEAR(x, W^T, 0)."""
     match node:
-        case Node(Op.MATMUL, (x, w)) if w.op is Op.WEIGHT and len(w.shape) == 2 and x.dtype == w.dtype == "float32" != x.side:
+        case Node(Op.MATMUL, (x, w)) if (
+            w.op is Op.WEIGHT and len(w.shape) == 2 and x.dtype == w.dtype == "float32" and x.side != "constant"
+        ):
             turned = weight(w["weight"].name, w["weight"].array.T)
             return Node(Op.LINEAR, (x, turned, weight("0", np.zeros(w.shape[1], np.float32))))
     return None

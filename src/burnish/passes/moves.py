@@ -89,12 +89,17 @@ def part_of_concat(node: Node) -> Node | None:
 
 
 def part_of_mixed(node: Node) -> Node | None:
-    """SLICE(f(CONCAT(r, c)))  ->  f(SLICE(r)): columns of the request end on the request's side, whatever was done to the whole."""
+    """SLICE(f(CONCAT(r, c)))  ->  f(SLICE(r)): columns of the request end on the request's side, whatever was done to the whole.
+
+    TAKE likewise, when that is no longer than the whole and at most 64 pieces.
+    """
     match node:
-        case Node(Op.SLICE, (x,)) if x.side == "candidate" and x.op is not Op.CONCAT:
-            parts = segments(x, node["axis"])
+        case Node(Op.SLICE | Op.TAKE, (x,)) if x.side == "candidate" and x.op is not Op.CONCAT:
+            spans = _spans(_indices(node))
+            few = node.op is Op.SLICE or (len(spans) <= MOST_RUNS and len(set(node["indices"])) == len(node["indices"]))
+            parts = segments(x, node["axis"]) if few else None
             if parts is not None:
-                return _same_dtype(node, _pieces(parts, node["axis"], [(node["start"], node["stop"])]))
+                return _same_dtype(node, _pieces(parts, node["axis"], spans))
     return None
 
 

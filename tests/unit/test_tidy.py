@@ -1,0 +1,231 @@
+"""tidy: each rewrite on the smallest graph that shows it, and the same scores on random graphs."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from burnish.graph.interpret import interpret, interpret_request
+from burnish.graph.node import Graph, Node, input_node, scalar, weight
+from burnish.graph.ops import Op
+from burnish.graph.verify import verify
+from burnish.graph.weights import to_bfloat16
+from burnish.inputs import Input
+from burnish.passes.tidy import tidy
+from burnish.testing import Weights, as_request, concat, graphs, linear, lookup, model_cases, one_request, op_cases, reshape, rows, table
+
+X, Y = Input("x", shape=(6,)), Input("y", shape=(3,))
+M = Input("m", shape=(4,), side=["candidate", "request", "request", "candidate"])
+x, y, m = (input_node(spec) for spec in (X, Y, M))
+one, zero = scalar(1.0), scalar(0.0)
+CASES = op_cases() | model_cases()
+
+
+def tidied(node):
+    return tidy(Graph([X, Y, M], {"out": node})).outputs[0][1]
+
+
+def part(v, start, stop, axis=0):
+    return Node(Op.SLICE, (v,), axis=axis, start=start, stop=stop)
+
+
+def take(v, *indices, axis=0):
+    return Node(Op.TAKE, (v,), axis=axis, indices=indices)
+
+
+def add(a, b):
+    return Node(Op.ADD, (a, b))
+
+
+def same(before, after, n=7, atol=1e-5):
+    for pair in (before, after):
+        verify(pair)
+    given_rows = rows(before, n, seed=3)
+    want, got = interpret(before, given_rows), interpret(after, given_rows)
+    alone = interpret(before, one_request(before, given_rows))
+    request = interpret_request(after, *as_request(after, given_rows))
+    for key in want:
+        np.testing.assert_allclose(got[key], want[key], rtol=1e-4, atol=atol)
+        np.testing.assert_allclose(request[key], alone[key][: len(request[key])], rtol=1e-4, atol=atol)
+
+
+FOUR = reshape(x, 2, 3)
+TO = {
+    "a reshape to the same shape": (reshape(x, 6), x),
+    "reshapes in a row": (reshape(reshape(x, 2, 3), 3, 2), reshape(x, 3, 2)),
+    "a transpose and back": (Node(Op.TRANSPOSE, (Node(Op.TRANSPOSE, (FOUR,), perm=(1, 0)),), perm=(1, 0)), FOUR),
+    "a transpose of an axis of one": (Node(Op.TRANSPOSE, (reshape(x, 1, 6),), perm=(1, 0)), reshape(x, 6, 1)),
+    "a slice of all": (part(x, 0, 6), x),
+    "a slice of a slice": (part(part(x, 1, 5), 1, 3), part(x, 2, 4)),
+    "a slice of a take": (part(take(x, 5, 0, 3, 1), 1, 3), take(x, 0, 3)),
+    "a take of neighbours": (take(x, 2, 3, 4), part(x, 2, 5)),
+    "a take of all in order": (take(x, 0, 1, 2, 3, 4, 5), x),
+    "a take of a take": (take(take(x, 5, 3, 0), 2, 0), take(x, 0, 5)),
+    "an expand to the same shape": (Node(Op.EXPAND, (x,), shape=(6,)), x),
+    "an expand that broadcasting does anyway": (Node(Op.MUL, (Node(Op.EXPAND, (reshape(y, 3, 1),), shape=(3, 2)), reshape(x, 3, 2))),
+                                                Node(Op.MUL, (reshape(y, 3, 1), reshape(x, 3, 2)))),
+    "a concat of one": (concat([x]), x),
+    "a concat of a concat": (concat([x, concat([y, x])]), concat([x, y, x])),
+    "a concat of adjacent slices": (concat([part(x, 0, 2), part(x, 2, 5), y]), concat([part(x, 0, 5), y])),
+    "a concat of takes": (concat([take(x, 3, 1), take(x, 5, 0)]), take(x, 3, 1, 5, 0)),
+    "a slice of a concat": (part(concat([x, y, y]), 4, 8), concat([part(x, 4, 6), part(y, 0, 2)])),
+    "a slice that is a part of a concat": (part(concat([x, y]), 6, 9), y),
+    "a take of a concat": (take(concat([x, y]), 7, 8, 0), concat([part(y, 1, 3), part(x, 0, 1)])),
+    "a take with repeats of one part": (take(concat([x, y]), 8, 6, 8), take(y, 2, 0, 2)),
+    "a flattened concat": (reshape(concat([reshape(x, 2, 3), reshape(y, 1, 3)]), 9), concat([x, y])),
+    "a reduction over an axis of one": (Node(Op.SUM, (reshape(x, 6, 1),), axes=(1,)), x),
+    "a mean over no axes": (Node(Op.MEAN, (x,), axes=()), x),
+    "times one": (Node(Op.MUL, (one, x)), x),
+    "divided by one": (Node(Op.DIV, (x, one)), x),
+    "plus zeros": (add(x, weight("z", np.zeros(6, np.float32))), x),
+    "minus zero": (Node(Op.SUB, (x, zero)), x),
+    "to the power of one": (Node(Op.POW, (x, one)), x),
+    "squared": (Node(Op.POW, (x, scalar(2.0))), Node(Op.MUL, (x, x))),
+    "negated twice": (Node(Op.NEG, (Node(Op.NEG, (x,)),)), x),
+    "relu of relu": (Node(Op.RELU, (Node(Op.RELU, (x,)),)), Node(Op.RELU, (x,))),
+    "a cast to its own dtype": (Node(Op.CAST, (x,), dtype="float32"), x),
+    "a cast there and back": (Node(Op.CAST, (Node(Op.CAST, (x,), dtype="float64"),), dtype="float32"), x),
+    "a choice that is always made": (Node(Op.WHERE, (weight("t", np.ones(6, bool)), x, zero)), x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TO)
+def test_tidy_simplifies(what):
+    before, after = TO[what]
+    assert tidied(before) is after
+
+
+LEFT = {
+    "times zero, which is NaN for an infinite value": Node(Op.MUL, (x, zero)),
+    "a cast through a narrower dtype": Node(Op.CAST, (Node(Op.CAST, (x,), dtype="bfloat16"),), dtype="float32"),
+    "a cast through integers": Node(Op.CAST, (Node(Op.CAST, (x,), dtype="int64"),), dtype="float32"),
+    "plus zero that broadcasts": add(x, weight("z", np.zeros((2, 1), np.float32))),
+    "slices that are not adjacent": concat([part(x, 0, 2), part(x, 3, 5)]),
+    "a take with repeats over several parts": take(concat([x, y]), 0, 8, 0),
+    "a reshape across the parts of a concat": reshape(concat([reshape(y, 3, 1), reshape(part(x, 0, 3), 3, 1)], axis=1), 6),
+}
+
+
+@pytest.mark.parametrize("what", LEFT)
+def test_tidy_leaves_alone(what):
+    assert tidied(LEFT[what]) is LEFT[what]
+
+
+def test_a_column_of_the_request_ends_on_the_requests_side_whatever_was_done_to_the_whole():
+    assert m.side == "candidate"
+    for whole in (m, Node(Op.RELU, (m,)), add(m, weight("o", np.arange(4, dtype=np.float32))), Node(Op.CAST, (m,), dtype="int64")):
+        assert tidied(part(whole, 1, 2)).side == tidied(part(whole, 1, 3)).side == tidied(take(whole, 2, 1)).side == "request"
+        assert tidied(part(whole, 0, 1)).side == "candidate"
+    half = Node(Op.INPUT, half=M.halves[0])
+    assert tidied(part(m, 2, 3)) is part(half, 1, 2)
+    assert tidied(part(Node(Op.RELU, (m,)), 1, 3)) is Node(Op.RELU, (half,))
+
+
+def test_constants_are_folded():
+    a, b = (weight(n, np.full(6, v, np.float32)) for n, v in (("a", 2), ("b", 3)))
+    (node,) = (v for v in tidied(Node(Op.MUL, (x, Node(Op.EXP, (add(a, b),))))).inputs if v.op is Op.WEIGHT)
+    assert np.array_equal(node["weight"].array, np.exp(np.full(6, 5, np.float32)))
+
+
+def test_what_is_narrow_on_purpose_stays_narrow_and_what_would_grow_stays_unfolded():
+    ids = Input("id", "int64", (), cardinality=5)
+    narrow = (
+        Node(Op.CAST, (weight("t", to_bfloat16(np.ones((5, 2))), "bfloat16"),), dtype="float32"),
+        Node(Op.DEQUANTIZE, (weight("q", np.ones((5, 2), np.int8)), weight("s", np.ones((5, 1), np.float32)))),
+    )
+    for t in narrow:
+        graph = Graph([ids], {"out": lookup(t, input_node(ids))})
+        assert tidy(graph).outputs == graph.outputs
+    square = Node(Op.MATMUL, (weight("c", np.ones((2000, 1), np.float32)), weight("r", np.ones((1, 2000), np.float32))))
+    assert any(node.op is Op.MATMUL for node in tidy(Graph([Y], {"out": Node(Op.SUM, (add(square, part(y, 0, 1)),), axes=(0, 1))})).order)
+
+
+def test_a_mapped_table_is_not_read(tmp_path):
+    ids = Input("id", "int64", (), cardinality=100)
+    mapped = np.memmap(tmp_path / "t", np.float32, "w+", shape=(300_000, 16))
+    padded = concat([weight("none", np.zeros((1, 16), np.float32)), weight("t", mapped)])
+    graph = Graph([ids], {"out": lookup(padded, input_node(ids))})
+    assert tidy(graph).outputs == graph.outputs
+
+
+def one_linear(node):
+    """The only LINEAR there is, and nothing pointwise beside it."""
+    graph = tidy(Graph([X, Y, M], {"out": node}))
+    same(Graph([X, Y, M], {"out": node}), graph)
+    assert [v.op for v in graph.order if v.op not in (Op.INPUT, Op.WEIGHT, Op.CONCAT)] == [Op.LINEAR]
+    return next(v for v in graph.order if v.op is Op.LINEAR)
+
+
+def batchnorm(v, w):
+    n = v.shape[-1]
+    v = Node(Op.DIV, (Node(Op.SUB, (v, w.normal(n))), weight("d", w.random.uniform(0.5, 2, n).astype(np.float32))))
+    return add(Node(Op.MUL, (v, w.normal(n))), w.normal(n))
+
+
+def test_batchnorm_goes_into_the_linear_before_it():
+    assert one_linear(batchnorm(linear(x, 5, 1), Weights(2))).inputs[0] is x
+
+
+def test_batchnorm_goes_into_the_linear_after_it():
+    assert one_linear(linear(batchnorm(x, Weights(2)), 5, 1)).inputs[0] is x
+
+
+def test_a_constant_minus_a_linear_is_a_linear():
+    one_linear(Node(Op.SUB, (scalar(1.0), linear(x, 5, 1))))
+
+
+def test_an_addend_goes_into_the_bias_beside_an_init_but_a_factor_does_not():
+    started = linear(x, 5, 1, init=linear(y, 5, 2))
+    assert sum(v.op is Op.ADD for v in tidy(Graph([X, Y], {"out": add(started, scalar(2.0))})).order) == 0
+    assert tidied(Node(Op.MUL, (started, scalar(2.0)))).op is Op.MUL
+
+
+def test_a_shift_that_would_cancel_digits_stays_in_front_of_its_linear():
+    far = linear(add(x, scalar(-1e6)), 5, 1)
+    assert tidied(far) is far
+    near = linear(Node(Op.MUL, (add(x, scalar(-1e6)), scalar(1e-6))), 5, 1)
+    assert one_linear(near).inputs[0] is x
+
+
+def test_a_scale_over_another_axis_than_the_columns_stays():
+    fields = reshape(x, 3, 2)
+    scaled = Node(Op.MUL, (linear(fields, 3, 1), weight("s", np.arange(1, 4, dtype=np.float32)[:, None])))
+    assert tidied(scaled).op is Op.MUL
+    same(Graph([X], {"out": scaled}), tidy(Graph([X], {"out": scaled})))
+
+
+def test_a_linear_over_a_part_twice_reads_it_once():
+    node = one_linear(linear(concat([x, y, x]), 4, 1))
+    assert node.inputs[0] is concat([x, y]) and node.inputs[1].shape == (4, 9)
+
+
+def test_constant_columns_go_into_the_bias():
+    node = one_linear(linear(concat([x, weight("c", np.arange(3, dtype=np.float32))]), 4, 1))
+    assert node.inputs[0] is x
+
+
+def test_a_product_with_a_constant_matrix_is_a_linear():
+    node = tidied(Node(Op.MATMUL, (reshape(x, 2, 3), weight("w", np.arange(12, dtype=np.float32).reshape(3, 4)))))
+    assert node.op is Op.LINEAR and node.inputs[1]["weight"].array.shape == (4, 3)
+
+
+def test_a_reshape_of_a_lookup_keeps_rows_whole():
+    ids = Input("ids", "int64", (4,), cardinality=5)
+    t = table(5, 3, 1)
+    graph = Graph([ids], {"out": reshape(lookup(t, reshape(input_node(ids), 4, 1)), 2, 2, 3)})
+    assert tidy(graph).outputs == (("out", lookup(t, reshape(input_node(ids), 2, 2))),)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tidy_keeps_what_is_computed(name):
+    graph = CASES[name]
+    after = tidy(graph)
+    same(graph, after)
+    assert tidy(after).outputs == after.outputs
+
+
+@settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(graphs())
+def test_tidy_keeps_what_random_graphs_compute_and_finds_nothing_the_second_time(graph):
+    after = tidy(graph)
+    same(graph, after, n=3, atol=1e-4)
+    assert tidy(after).outputs == after.outputs
