@@ -43,8 +43,8 @@ class Eager:
             raise BuildError("the backend eager runs the model as it came, which it was not given. Give compile the model: source=")
         folder = out / DIRECTORY
         folder.mkdir(parents=True)
-        spec = f"{DIRECTORY}/model.pt2"
-        if isinstance(source, torch.nn.Module):
+        spec, flat = f"{DIRECTORY}/model.pt2", isinstance(source, torch.nn.Module)
+        if flat:
             torch.export.save(_exported(source, graph), folder / "model.pt2")
         elif isinstance(source, torch.export.ExportedProgram):
             torch.export.save(source, folder / "model.pt2")
@@ -62,17 +62,17 @@ class Eager:
             files=tuple(str(path.relative_to(out)) for path in folder.iterdir()),
             target="any",
             weight_bytes=sum(held.nbytes for held in graph.weights.values()),
-            facts={"model": spec, "outputs": [name for name, _ in graph.outputs]},
+            facts={"model": spec, "flat": flat, "outputs": [name for name, _ in graph.outputs]},
         )
 
-    def open(self, directory: Path, program: Program, inputs: tuple[Input, ...], threads: int) -> TorchEngine:
+    def open(self, directory: Path, program: Program, inputs: tuple[Input, ...], threads: int) -> EagerEngine:
         from burnish.capture import load_model
 
-        return TorchEngine(load_model(program.facts["model"], directory), inputs, program.facts["outputs"], threads)
+        return EagerEngine(load_model(program.facts["model"], directory), program.facts, inputs, threads)
 
 
 def _exported(module: Any, graph: Graph) -> Any:
-    """An ExportedProgram of a live module, for any number of rows; BuildError when torch.export cannot make one."""
+    """A live module as a program that takes the inputs by position and any number of rows; BuildError when torch.export cannot make one."""
     import torch
 
     from burnish.capture.calling import forms
@@ -90,16 +90,14 @@ def _exported(module: Any, graph: Graph) -> Any:
     raise BuildError(f'the model cannot be saved for the backend eager: {told}. Give source="file.py:function" instead') from failed
 
 
-class TorchEngine:
-    """A module called with plain tables; inductor's packages are called the same way."""
-
-    def __init__(self, model: Any, inputs: tuple[Input, ...], outputs: list[str], threads: int) -> None:
+class EagerEngine:
+    def __init__(self, model: Any, facts: dict[str, Any], inputs: tuple[Input, ...], threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)  # of the whole process: torch has no other
         self._torch = torch
-        self._call = _caller(model, inputs)
-        self._outputs = outputs
+        self._call = _caller(model, inputs, facts["flat"])
+        self._outputs = facts["outputs"]
         self._expand = Expand(inputs)
 
     def rows(self, table: Arrays, n: int) -> dict[str, np.ndarray]:
@@ -115,20 +113,26 @@ class TorchEngine:
         self._call = None
 
 
-def _caller(model: Any, inputs: tuple[Input, ...]) -> Any:
-    """The model with one tensor for each input, called in the first form that it takes."""
+def _caller(model: Any, inputs: tuple[Input, ...], flat: bool) -> Any:
+    """The model with one tensor for each input, called in the first form that it takes; `flat`: by position, as _exported saved it."""
     import torch
 
-    from burnish.capture.calling import forms
+    from burnish.capture.calling import Form, forms
     from burnish.capture.from_torch import Caller
 
-    model = model.module() if isinstance(model, torch.export.ExportedProgram) else model.eval()
-    callers = [Caller(model, form) for form in forms(model, inputs)]
-    for caller in callers[:-1]:
+    positional = Form(inputs, "positional")
+    if isinstance(model, torch.export.ExportedProgram):  # takes its arguments only as they were given when it was exported
+        model = model.module()
+        tried = [positional] if flat else [*forms(model, inputs), positional]
+    else:
+        model.eval()
+        tried = forms(model, inputs)
+    for form in tried[:-1]:
+        caller = Caller(model, form)
         try:
             with torch.inference_mode():
-                caller(*(torch.zeros((2, *spec.shape), dtype=getattr(torch, spec.dtype)) for spec in caller.form.inputs))
+                caller(*(torch.zeros((2, *spec.shape), dtype=getattr(torch, spec.dtype)) for spec in form.inputs))
             return caller
         except Exception:  # the model's own code: whatever it raises, the next form is tried
             continue
-    return callers[-1]
+    return Caller(model, tried[-1])

@@ -17,6 +17,8 @@ from burnish.host import Host
 from burnish.inputs import Input
 
 DIRECTORY = "program/onnxruntime"
+# it joins MatMul and Add to a Gemm before the int8 fusions look, and they know MatMul only; our float linears are Gemm already
+DISABLED = ["MatMulAddFusion"]
 
 
 class OnnxRuntime:
@@ -66,8 +68,7 @@ class OnnxRuntimeEngine:
             str(model),
             options,
             providers=["CPUExecutionProvider"],
-            # it joins MatMul and Add to a Gemm before the int8 fusions look, and they know MatMul only; float linears are Gemm already
-            disabled_optimizers=["MatMulAddFusion"],
+            disabled_optimizers=DISABLED,
         )
         self._outputs = outputs
         self._wanted = [f"output:{name}" for name in outputs]
