@@ -10,11 +10,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from burnish.errors import BurnishError, JobError, ObjectiveNotMet
+
+if TYPE_CHECKING:
+    from burnish.graph.node import Graph
+    from burnish.job import Job
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -224,7 +228,7 @@ def _fail(sentence: str, code: int) -> int:
     return code
 
 
-def _captured(model: str) -> tuple[Any, Any]:
+def _captured(model: str) -> tuple[Graph, Job | None]:
     """The Graph of a model or a job, and the Job (None for a model by itself)."""
     from burnish.capture import capture, load_model
     from burnish.job import Job
@@ -235,7 +239,33 @@ def _captured(model: str) -> tuple[Any, Any]:
         return capture(load_model(job.model.load, job.base), job.signature), job
     if path.suffix not in (".pt2", ".onnx"):
         raise JobError(f"{model} is neither a job file (.toml) nor a .pt2 or .onnx. A model in Python needs a job, which says its inputs")
-    return capture(model, None), None
+    loaded = load_model(model)
+    return capture(loaded, _declared(loaded)), None
+
+
+def _declared(model: Any) -> Any:
+    """What a model file says of its inputs by itself: the example of an exported program, or an ONNX graph's declarations."""
+    if isinstance(model, Path):
+        import onnx_ir
+
+        from burnish.inputs import Input
+
+        graph = onnx_ir.load(model).graph
+        declared = [value for value in graph.inputs if value.name not in graph.initializers]
+        inputs = []
+        for value in declared:
+            shape = [n for n in value.shape[1:] if isinstance(n, int)] if value.shape is not None else []
+            if value.shape is None or value.dtype is None or len(shape) != len(value.shape) - 1:
+                raise JobError(f"{model} does not say the shape of input {value.name!r} behind the rows. Give a job file, which does")
+            inputs.append(Input(str(value.name), str(value.dtype.numpy()), tuple(shape)))
+        return inputs
+    arguments, by_name = model.example_inputs or ((), {})
+    if by_name and arguments:
+        raise JobError("the exported program takes inputs both by position and by name. Give a job file, which names them all")
+    arrays = {name: tensor.numpy() for name, tensor in by_name.items()} if by_name else tuple(tensor.numpy() for tensor in arguments)
+    if not arrays:
+        raise JobError("the exported program has no example inputs. Give a job file, which says its inputs")
+    return arrays
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -63,11 +63,11 @@ def read(
     table = {spec.name: _input(path, spec, [frame[c] for c in columns[spec.name]]) for spec in inputs}
     check_ids(path, inputs, columns, table)
     labels = _labels(path, frame[label]) if label else None
-    codes = None
+    codes: np.ndarray | None = None
     if request:
         _refuse_nulls(path, frame.select(request))
-        codes = frame.select(pl.struct(request).rank("dense") if len(request) > 1 else pl.col(request[0]).rank("dense")).to_series()
-        codes = codes.to_numpy().astype(np.int64) - 1
+        key = pl.struct(request) if len(request) > 1 else pl.col(request[0])
+        codes = frame.select(key.rank("dense")).to_series().to_numpy().astype(np.int64) - 1
     for name in slices:
         _refuse_nulls(path, frame.select(name))
     rows = Rows(table, labels, codes, {name: frame[name].to_numpy() for name in slices})

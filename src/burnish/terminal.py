@@ -35,7 +35,7 @@ class Shown:
             self.told.add(step.trial.id)
             self.console.print(_line(step.trial), soft_wrap=True)
         if self.live is not None and self.task is not None:
-            self.live.update(self.task, completed=step.done, **({"description": step.text} if step.text else {}))
+            self.live.update(self.task, completed=step.done, description=step.text or None)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from burnish.errors import JobError
 from burnish.measure.queueing import highest_load
 from burnish.place.capacity import HEADROOM, replicas
@@ -26,7 +28,7 @@ def capacity(
 ) -> dict[str, Any]:
     """The `capacity` of report.json. `measured_qps` is the highest load found at `measured_p99_ms`, None where none was measured; the
     simulation is scaled to agree with it."""
-    simulated = highest_load(service_us, measured_p99_ms * 1000)  # type: ignore[arg-type]
+    simulated = highest_load(np.asarray(service_us), measured_p99_ms * 1000)
     correction = measured_qps / simulated if measured_qps and simulated else 1.0
     found = replicas(service_us, qps, p99_ms * 1000, cores=cores, threads=threads, headroom=headroom, correction=correction)
     rate = found.qps_per_replica * candidates / threads
