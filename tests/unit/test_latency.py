@@ -80,7 +80,7 @@ def test_an_unstable_run_says_so_and_what_would_settle_it():
         "unstable: the medians of 2 rounds go from 100 to 130 us (26 % apart, 5 % is steady). "
         "Stop what else runs on this machine, or measure more and longer rounds"
     )
-    robbed = msgspec.structs.replace(steady, cpu_share=0.62)
+    robbed = msgspec.structs.replace(steady, cpu_us=(62.0,) * 1000)
     assert robbed.unstable() == (
         "unstable: the engine ran for 62 % of the time it was measured; the rest went to other programs on its core, or to waiting. "
         "Stop what else runs on this machine"
@@ -132,8 +132,32 @@ def test_engines_take_turns_on_the_same_calls_and_nothing_stays_changed():
 
 def test_time_spent_waiting_is_not_processor_time():
     found = latency.measure({"waits": lambda request, candidates: time.sleep(0.002)}, traffic(), seconds_each=0.1, rounds=1)["waits"]
-    assert found.cpu_share < 0.5
+    assert len(found.cpu_us) == len(found.us) and found.cpu_share < 0.5
     assert "waiting" in msgspec.structs.replace(found, rounds=()).unstable()
+
+
+def test_processor_time_stands_for_the_latency_of_a_disturbed_call():
+    found = Latencies((100.0, 5000.0, 100.0), HERE, (8, 8, 8), (3,), cpu_us=(100.2, 110.0, 99.0))
+    quiet = found.undisturbed()
+    assert quiet.us == (100, 110, 99) and quiet.cpu_us == found.cpu_us and quiet.candidates == found.candidates
+    with pytest.raises(MeasureError, match="where one thread computes; these were measured with 2 threads"):
+        msgspec.structs.replace(found, threads=2).undisturbed()
+    with pytest.raises(MeasureError, match="these latencies were measured without processor times"):
+        Latencies((1.0,), HERE).undisturbed()
+
+
+def test_all_engines_of_a_disturbed_run_are_estimated_or_none():
+    fine = Latencies((100.0,) * 3, HERE, (8,) * 3, (3,), cpu_us=(99.0,) * 3)
+    robbed = Latencies((100.0, 500.0, 100.0), HERE, (8,) * 3, (3,), cpu_us=(90.0,) * 3)
+    assert latency.quieted({"a": fine}) == ({"a": fine}, None)
+    found, sentence = latency.quieted({"a": fine, "b": robbed})
+    assert found == {"a": fine.undisturbed(), "b": robbed.undisturbed()}
+    assert sentence == (
+        "other programs ran on this core, which left it to the engines for 39 % of the time; these latencies are processor times, "
+        "an estimate of a quiet machine"
+    )
+    several = msgspec.structs.replace(robbed, threads=2)
+    assert latency.quieted({"a": several}) == ({"a": several}, None)
 
 
 def test_a_failing_engine_leaves_pinning_and_collection_as_they_were():

@@ -36,7 +36,7 @@ class Latencies(msgspec.Struct, frozen=True):
     rounds: tuple[int, ...] = ()  # how many of the calls each round had
     threads: int = 1
     cores: tuple[int, ...] = ()  # it was pinned to
-    cpu_share: float = 1.0  # processor time over passed time; one thread that nothing disturbs has 1
+    cpu_us: tuple[float, ...] = ()  # processor time of each call, all threads together
     versions: dict[str, str] = {}
 
     def percentile(self, q: float) -> float:
@@ -64,6 +64,23 @@ class Latencies(msgspec.Struct, frozen=True):
     def candidates_per_second(self) -> float:
         """Candidates scored per second of scoring time, on `threads` threads."""
         return sum(self.candidates) / sum(self.us) * 1e6
+
+    @property
+    def cpu_share(self) -> float:
+        """Processor time over passed time: 1 for one thread that nothing disturbs."""
+        return sum(self.cpu_us) / sum(self.us) if self.cpu_us else 1.0
+
+    def undisturbed(self) -> Latencies:
+        """An estimate for a machine that is busy with other things: each call's processor time in place of its latency. That is what it
+        would have taken with the core to itself, but for caches that others emptied. MeasureError for more than one thread, whose
+        processor times add up."""
+        if self.threads != 1:
+            raise MeasureError(
+                f"processor time stands for latency where one thread computes; these were measured with {self.threads} threads"
+            )
+        if len(self.cpu_us) != len(self.us):
+            raise MeasureError("these latencies were measured without processor times")
+        return msgspec.structs.replace(self, us=tuple(map(min, self.us, self.cpu_us)))
 
     @property
     def round_medians(self) -> tuple[float, ...]:
@@ -107,7 +124,7 @@ class Latencies(msgspec.Struct, frozen=True):
             self.rounds + other.rounds,
             self.threads,
             tuple(sorted({*self.cores, *other.cores})),
-            (self.cpu_share * sum(self.us) + other.cpu_share * sum(other.us)) / (sum(self.us) + sum(other.us)),
+            self.cpu_us + other.cpu_us,
             self.versions,
         )
 
@@ -163,19 +180,16 @@ def measure(
     slice_ns = int(seconds_each / rounds * 1e9)
     us: dict[str, list[int]] = {name: [] for name in engines}
     sizes: dict[str, list[int]] = {name: [] for name in engines}
-    passed_ns, cpu_ns = dict.fromkeys(engines, 0), dict.fromkeys(engines, 0)
+    cpu: dict[str, list[int]] = {name: [] for name in engines}
     names = list(engines)
     with pinned(core, threads) as cores, _old_objects_left():
         for name in names:
-            _slice(engines[name], calls, 0, slice_ns // 10, [])
+            _slice(engines[name], calls, 0, slice_ns // 10, [], [])
         for turn in range(rounds):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 before = len(us[name])
-                _slice(engines[name], calls, before - 3, slice_ns // 20, [])
-                passed, cpu = time.perf_counter_ns(), time.process_time_ns()
-                _slice(engines[name], calls, before, slice_ns, us[name])
-                passed_ns[name] += time.perf_counter_ns() - passed
-                cpu_ns[name] += time.process_time_ns() - cpu
+                _slice(engines[name], calls, before - 3, slice_ns // 20, [], [])
+                _slice(engines[name], calls, before, slice_ns, us[name], cpu[name])
                 sizes[name].append(len(us[name]) - before)
     host, found = Host.here(), versions(*PACKAGES)
     return {
@@ -186,11 +200,23 @@ def measure(
             rounds=tuple(sizes[name]),
             threads=threads,
             cores=cores,
-            cpu_share=cpu_ns[name] / passed_ns[name],
+            cpu_us=tuple(ns / 1000 for ns in cpu[name]),
             versions=found,
         )
         for name in names
     }
+
+
+def quieted(found: dict[str, Latencies]) -> tuple[dict[str, Latencies], str | None]:
+    """The latencies of one run as a quiet machine would show them, and the sentence that must stand beside them; as they are, and None,
+    where nothing disturbed the run. All engines or none are estimated, so that they stay comparable."""
+    share = min(each.cpu_share for each in found.values())
+    if share >= UNDISTURBED or any(each.threads != 1 for each in found.values()):
+        return found, None
+    return {name: each.undisturbed() for name, each in found.items()}, (
+        f"other programs ran on this core, which left it to the engines for {100 * share:.0f} % of the time; these latencies are processor "
+        "times, an estimate of a quiet machine"
+    )
 
 
 def faster(first: Latencies, than: Latencies) -> Ratio:
@@ -230,9 +256,10 @@ def _old_objects_left() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _slice(call: Scoring, calls: list, start: int, ns: int, into: list[int]) -> None:
-    """Call until `ns` have passed, at least once, from call number `start` on; append the nanoseconds of each to `into`."""
-    clock, n, i = time.perf_counter_ns, len(calls), start
+def _slice(call: Scoring, calls: list, start: int, ns: int, passed: list[int], cpu: list[int]) -> None:
+    """Call until `ns` have passed, at least once, from call number `start` on; append the nanoseconds of each, and those of processor time
+    (read outside of the others, since reading it is a system call)."""
+    clock, processor, n, i = time.perf_counter_ns, time.process_time_ns, len(calls), start
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()
@@ -241,10 +268,12 @@ def _slice(call: Scoring, calls: list, start: int, ns: int, into: list[int]) -> 
         while True:
             request, candidates = calls[i % n]
             i += 1
+            busy = processor()
             begin = clock()
             call(request, candidates)
             now = clock()
-            into.append(now - begin)
+            cpu.append(processor() - busy)
+            passed.append(now - begin)
             if now >= end:
                 return
     finally:
