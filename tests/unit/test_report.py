@@ -200,6 +200,7 @@ def test_when_nothing_beats_the_model_as_it_came_it_is_shown_once(report):
         (page.signed(-0.0081), "−0.008"), (page.signed(0.01), "+0.010"), (page.signed(-0.0001), "0.000"),
         (page.size(5619712), "5.6 MB"), (page.size(196608), "196.6 kB"), (page.size(3.2e9), "3.2 GB"),
         (page.usd(3599.0), "$3,599"), (page.usd(1.25), "$1.25"), (page.usd(0.00021), "$0.00021"), (page.usd(0), "$0"),
+        (page.usd(0.17), "$0.17"), (page.usd(9.8e-5), "$0.000098"),
         (page.duration(243), "4 min 3 s"), (page.duration(42.2), "42 s"),
     ],
 )  # fmt: skip

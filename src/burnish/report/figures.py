@@ -64,11 +64,15 @@ def frontier(report: Mapping[str, Any]) -> Spec | None:
     metric = str(accuracy.get("metric", "auc")).upper().replace("_", " ")
     title = f"{metric} change, {unit}, with its {100 * accuracy.get('confidence', 0.95):g} % interval"
     x = alt.X("cost:Q", title="core-µs a candidate (log scale; left is cheaper)")
-    x = x.scale(type="log", domain=[low, high], nice=False).axis(format="~g", tickCount=6)
+    x = x.scale(type="log", domain=[low, high], nice=False).axis(format=",.3~r", tickCount=6)
     colour = alt.Color("status:N", legend=None).scale(domain=list(STATUSES.values()), range=[f"var(--{name})" for name in STATUSES])
     shape = alt.Shape("status:N", legend=None).scale(domain=list(STATUSES.values()), range=list(_MARKS.values()))
     base = alt.Chart(alt.Data(values=points)).encode(x=x, color=colour)
-    bars = base.mark_rule(strokeWidth=1.5, opacity=0.55).encode(y=alt.Y("y_low:Q", title=title), y2="y_high:Q")
+    bottom = min([point["y_low"] for point in points] + ([-100 * drop] if drop else []))
+    top = max([point["y_high"] for point in points] + [0.0])
+    air = (top - bottom) or 1.0
+    y = alt.Y("y_low:Q", title=title).scale(domain=[bottom - 0.1 * air, top + 0.15 * air], nice=False)
+    bars = base.mark_rule(strokeWidth=1.5, opacity=0.55).encode(y=y, y2="y_high:Q")
     marks = base.mark_point(filled=True, cursor="pointer", opacity=1, strokeWidth=2).encode(
         y="y_value:Q",
         shape=shape,
@@ -87,7 +91,7 @@ def frontier(report: Mapping[str, Any]) -> Spec | None:
     names = named.mark_text(dy=-12, fontSize=12, fontWeight=600, align=alt.ExprRef("datum.align"))
     layers: list[Any] = [bars, marks, names.encode(y="y_high:Q", text="trial:N")]
     if drop:
-        layers = [*_limit(alt, -100 * drop, f"allowed drop, {100 * drop:g} {unit}", "top"), *layers]
+        layers = [*_limit(alt, -100 * drop, f"allowed drop, {100 * drop:g} {unit}", "top", "right"), *layers]
     return _finished(alt.layer(*layers).add_params(alt.param("picked", value="")), 340)
 
 
@@ -112,7 +116,7 @@ def latency(report: Mapping[str, Any]) -> Spec | None:
         .mark_line(point=alt.OverlayMarkDef(size=24), strokeWidth=2)
         .encode(
             x=x.axis(values=ticks, labelExpr="format(100 * (1 - pow(10, -datum.value)), '.4~g') + ' %'", labelFlush=True),
-            y=y.axis(format=",~g", tickCount=6),
+            y=y.axis(format=",.3~r", tickCount=6),
             **_lines(report),
             tooltip=[
                 alt.Tooltip("trial:N", title="trial"),
@@ -137,7 +141,7 @@ def load(report: Mapping[str, Any]) -> Spec | None:
     allowed = (report.get("objective") or {}).get("p99_ms")
     # beyond the objective a queue grows without bound, and only that it does is of interest
     top = 1.5 * allowed if allowed else max(row["p99_ms"] for row in rows)
-    x = alt.X("qps:Q", title="requests a second on one core").axis(format=",~g", tickCount=6, labelFlush=True)
+    x = alt.X("qps:Q", title="requests a second on one core").axis(format=",.3~r", tickCount=6, labelFlush=True)
     y = alt.Y("p99_ms:Q", title="p99, ms, from the intended start").scale(domain=[0, top], clamp=True)
     tooltip = [
         alt.Tooltip("trial:N", title="trial"),
@@ -147,7 +151,7 @@ def load(report: Mapping[str, Any]) -> Spec | None:
     lines = alt.Chart(alt.Data(values=rows)).mark_line(point=alt.OverlayMarkDef(size=30), strokeWidth=2)
     layers: list[Any] = [lines.encode(x=x, y=y.axis(tickCount=5), tooltip=tooltip, **_lines(report))]
     if allowed:
-        layers = [*_limit(alt, allowed, f"objective, {allowed:g} ms", "bottom"), *layers]
+        layers = [*_limit(alt, allowed, f"objective, {allowed:g} ms", "bottom", "left"), *layers]
     return _finished(alt.layer(*layers), 280)
 
 
@@ -187,13 +191,14 @@ def _lines(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _limit(alt: Any, value: float, text: str, side: str) -> list[Any]:
-    """A dashed line at `value`, and its name on the `side` away from what it limits, at the right edge."""
+def _limit(alt: Any, value: float, text: str, baseline: str, align: str) -> list[Any]:
+    """A dashed line at `value` with its name: above it ("bottom" is the text's baseline there) or below, at the left or right end."""
     limit = alt.Chart(alt.Data(values=[{"limit": value, "text": text}]))
-    words = limit.mark_text(align="right", baseline=side, dy=5 if side == "top" else -5, dx=-4, color="var(--muted)", fontSize=11)
+    dx, dy = 4 if align == "left" else -4, 5 if baseline == "top" else -5
+    words = limit.mark_text(align=align, baseline=baseline, dx=dx, dy=dy, color="var(--muted)", fontSize=11)
     return [
         limit.mark_rule(strokeDash=[5, 4], color="var(--muted)").encode(y="limit:Q"),
-        words.encode(x=alt.value("width"), y="limit:Q", text="text:N"),
+        words.encode(x=alt.value(0 if align == "left" else "width"), y="limit:Q", text="text:N"),
     ]
 
 

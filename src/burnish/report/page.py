@@ -5,6 +5,7 @@ A report may lack parts (a search that found nothing feasible, a trial that was 
 
 from __future__ import annotations
 
+import math
 import webbrowser
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ _COLUMNS = (  # of the table of trials; the name of the third is the gate's metr
     {"name": "p50", "unit": "µs", "number": True, "right": True},
     {"name": "p99", "unit": "µs", "number": True, "right": True},
     {"name": "Candidates", "unit": "/s/core", "number": True, "right": True},
-    {"name": "Weights", "unit": "MB", "number": True, "right": True},
+    {"name": "Weights", "unit": "", "number": True, "right": True},
 )
 
 
@@ -129,8 +130,8 @@ def _figures_of_merit(report: Mapping[str, Any]) -> list[dict[str, str]]:
     for key, who in (("baseline", "the model as it came"), ("best_peer", "the best other tool")):
         times, between = ratios.get(f"throughput_vs_{key}"), ratios.get(f"throughput_vs_{key}_interval")
         if times and chosen.get("id") != (ratios.get("best_peer") if key == "best_peer" else (report.get("baseline") or {}).get("id")):
-            span = f", {between[0]:.3g} to {between[1]:.3g}" if between else ""
-            found.append({"name": f"Throughput of {who}", "value": f"{times:.1f}×", "note": f"side by side, one core{span}"})
+            span = f" ({between[0]:.3g} to {between[1]:.3g})" if between else ""
+            found.append({"name": "Throughput", "value": f"{times:.1f}×", "note": f"of {who}{span}"})
     moved = figures.change(chosen, report.get("accuracy") or {})
     if moved:
         unit = "%" if _relative(report) else "pp"
@@ -230,7 +231,7 @@ def _trial(trial: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any
         "backend": trial["backend"],
         "threads": trial.get("threads"),
         "status": status,
-        "verdict": figures.STATUSES.get(status, status) + (f": {trial['stage']}" if trial.get("stage") else ""),
+        "verdict": figures.STATUSES.get(status, status) + (f": {trial['stage']}" if status == "rejected" and trial.get("stage") else ""),
         "order": list(figures.STATUSES).index(status) if status in figures.STATUSES else len(figures.STATUSES),
         "reason": trial.get("reason") or "",
         "steps": trial.get("steps") or (),
@@ -239,7 +240,7 @@ def _trial(trial: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any
             cell(p50, number(p50)),
             cell(p99, number(p99)),
             cell(rate, number(rate), share=round(100 * rate / best, 1) if rate else None),
-            cell(weights, f"{(weights or 0) / 1e6:,.1f}"),
+            cell(weights, size(weights or 0)),
         ],
         "notes": [
             note for note in (trial.get("verdict"), latency.get("note"), load.get("sentence"), *(quality.get("notes") or ())) if note
@@ -379,8 +380,9 @@ def size(bytes_: float) -> str:
 
 
 def usd(value: float) -> str:
-    """$3,599, $1.25, $0.00021"""
-    return f"${value:,.0f}" if value >= 100 else f"${value:.2f}" if value >= 1 else f"${value:.2g}"
+    """$3,599, $1.25, $0.17, $0.00021"""
+    digits = 0 if value >= 100 or value == 0 else max(2, 1 - math.floor(math.log10(value)))
+    return f"${value:,.{digits}f}"
 
 
 def _binary(bytes_: float) -> str:
