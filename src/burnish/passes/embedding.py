@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -56,7 +57,7 @@ def bag_of_one(node: Node) -> Node | None:
 def own_tables(graph: Graph) -> Graph:
     """LOOKUP(t, ids + offsets)  ->  CONCAT(LOOKUP(t[o_0 : o_0 + n_0], id_0), LOOKUP(t[o_1 : o_1 + n_1], id_1), ...).
 
-    Where one table holds the rows of several columns and the cardinalities n are declared. The slices are views: nothing is copied.
+    Where one table holds the rows of several columns and their cardinalities n are declared. The slices are views: nothing is copied.
     Left alone: a table that is read in any other way, or whose slices overlap, for then its rows would be kept twice.
     """
     uses: dict[Node, list[Node]] = {}
@@ -64,61 +65,61 @@ def own_tables(graph: Graph) -> Graph:
         for operand in node.inputs:
             if operand.op is Op.WEIGHT and len(operand.shape) == 2:
                 uses.setdefault(operand, []).append(node)
-    plan: dict[Node, list[tuple[int, int]]] = {}
+    plan: dict[Node, tuple[Node, list[tuple[int, int]]]] = {}
     for table, users in uses.items():
-        spans = {user: _spans(graph, user, table) for user in users}
-        apart = sorted({span for found in spans.values() for span in found or ()})
-        if all(spans.values()) and len(apart) > 1 and all(a[1] <= b[0] for a, b in pairwise(apart)):
-            plan |= {user: found for user, found in spans.items() if found}
-    if not plan:
+        reads = {user: _reads(graph, user, table) for user in users}
+        apart = sorted({span for read in reads.values() if read for span in read[1]})
+        if all(reads.values()) and len(apart) > 1 and all(a[1] <= b[0] for a, b in pairwise(apart)):
+            plan |= {user: read for user, read in reads.items() if read}
+    if not plan or any(node in uses for _, node in graph.outputs):
         return graph
 
     def change(node: Node, operands: tuple[Node, ...]) -> Node:
         if node not in plan:
             return node.with_inputs(operands)
-        held, ids = node.inputs[0]["weight"], operands[1].inputs[0]
-        rows = []
-        for i, (start, stop) in enumerate(plan[node]):
-            own = weight(f"{held.name}[{start}:{stop}]", held.array[start:stop], held.dtype)
-            rows.append(Node(Op.LOOKUP, (own, piece(ids, 0, i, i + 1))))
-        return concat(rows, 0)
+        held, (ids, spans) = node.inputs[0]["weight"], plan[node]  # ids are columns of inputs, which no table is part of
+        tables = [weight(f"{held.name}[{start}:{stop}]", held.array[start:stop], held.dtype) for start, stop in spans]
+        if not ids.shape:
+            return Node(Op.LOOKUP, (tables[0], ids))
+        return concat([Node(Op.LOOKUP, (own, piece(ids, 0, i, i + 1))) for i, own in enumerate(tables)], 0)
 
     return tidy(graph.map(change))
 
 
-def _spans(graph: Graph, user: Node, table: Node) -> list[tuple[int, int]] | None:
-    """The rows [start, stop) of `table` that each column of a LOOKUP(table, ids (n,) + offsets) may read; None of another use."""
+def _reads(graph: Graph, user: Node, table: Node) -> tuple[Node, list[tuple[int, int]]] | None:
+    """Of a LOOKUP(table, ids () or (n,) [+ offsets]) the ids, and the rows [start, stop) that each may read; None of another use."""
     match user:
-        case Node(Op.LOOKUP, (t, Node(Op.ADD, (ids, offsets)))) if t is table and offsets.op is Op.WEIGHT and len(user.shape) == 2:
-            most = _cardinalities(graph, ids)
-            if most is None or ids.shape != user.shape[:1]:
-                return None
-            starts = np.broadcast_to(offsets["weight"].array, ids.shape)
-            spans = [(int(a), int(a) + n) for a, n in zip(starts, most)]
-            return spans if all(a >= 0 and b <= table.shape[0] for a, b in spans) else None
-    return None
+        case Node(Op.LOOKUP, (t, Node(Op.ADD, (ids, offsets)))) if t is table and offsets.op is Op.WEIGHT:
+            starts = np.asarray(offsets["weight"].array)
+        case Node(Op.LOOKUP, (t, ids)) if t is table:
+            starts = np.zeros((), np.int64)
+        case _:
+            return None
+    most = _cardinalities(graph, ids)
+    if most is None or len(ids.shape) > 1 or ids.shape != user.shape[:-1]:
+        return None
+    spans = [(int(a), int(a) + n) for a, n in zip(np.broadcast_to(starts, ids.shape).reshape(-1), most) if n is not None]
+    return (ids, spans) if len(spans) == len(most) and all(a >= 0 and b <= table.shape[0] for a, b in spans) else None
 
 
-def _cardinalities(graph: Graph, ids: Node) -> list[int] | None:
-    """The declared cardinality of each entry of `ids` (n,), when all of them are columns of inputs."""
+def _cardinalities(graph: Graph, ids: Node) -> list[int | None] | None:
+    """The declared cardinality of each of `ids` () or (n,), or None where none is declared; None when they are no columns of inputs."""
     match ids:
         case Node(Op.CAST, (x,)):
             return _cardinalities(graph, x)
-        case Node(Op.CONCAT, parts):
+        case Node(Op.RESHAPE, (x,)) if math.prod(x.shape) == 1:
+            return _cardinalities(graph, x)
+        case Node(Op.CONCAT, parts) if len(ids.shape) == 1:
             found = [_cardinalities(graph, part) for part in parts]
             return None if any(f is None for f in found) else [n for f in found for n in f or ()]
-        case Node(Op.RESHAPE, (x,)) if ids.shape == (1,) and x.shape == ():
-            return _cardinalities(graph, x)
-        case Node(Op.SLICE, (x,)):
-            inner = _cardinalities(graph, x) if len(x.shape) == 1 else None
+        case Node(Op.SLICE, (x,)) if len(x.shape) == 1:
+            inner = _cardinalities(graph, x)
             return inner and inner[ids["start"] : ids["stop"]]
-        case Node(Op.TAKE, (x,)):
-            inner = _cardinalities(graph, x) if len(x.shape) == 1 else None
+        case Node(Op.TAKE, (x,)) if len(x.shape) == 1:
+            inner = _cardinalities(graph, x)
             return inner and [inner[i] for i in ids["indices"]]
         case Node(Op.INPUT) if len(ids.shape) <= 1:
             half = ids["half"]
             spec = next(spec for spec in graph.inputs if spec.name == half.name)
-            columns = half.columns if half.columns is not None else range(spec.columns)
-            most = [spec.cardinality_of(c) for c in columns]
-            return None if any(n is None for n in most) else [n for n in most if n is not None]
+            return [spec.cardinality_of(c) for c in (half.columns if half.columns is not None else range(spec.columns))]
     return None

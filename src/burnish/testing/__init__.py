@@ -21,6 +21,7 @@ from burnish.testing.builders import (
     table,
 )
 from burnish.testing.cases import model_cases, op_cases
+from burnish.testing.checks import assert_same_function
 from burnish.testing.models import MODELS, dcn_v2, deepfm, din, dlrm, mmoe, two_tower
 from burnish.testing.random_graphs import graphs, random_graph
 
@@ -28,6 +29,7 @@ __all__ = [
     "MODELS",
     "Weights",
     "as_request",
+    "assert_same_function",
     "column",
     "concat",
     "dcn_v2",
