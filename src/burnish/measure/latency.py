@@ -20,6 +20,11 @@ from burnish.errors import MeasureError
 from burnish.host import Host, versions
 from burnish.measure.traffic import Traffic
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 Scoring = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], object]
 
 PACKAGES = ("burnish", "numpy", "onnxruntime", "openvino", "torch")
@@ -37,6 +42,8 @@ class Latencies(msgspec.Struct, frozen=True):
     threads: int = 1
     cores: tuple[int, ...] = ()  # it was pinned to
     cpu_us: tuple[float, ...] = ()  # processor time of each call, all threads together
+    waits: int = 0  # times the process gave up a core by itself, while it was measured ...
+    preemptions: int = 0  # ... and times a core was taken from it
     versions: dict[str, str] = {}
 
     def percentile(self, q: float) -> float:
@@ -70,6 +77,11 @@ class Latencies(msgspec.Struct, frozen=True):
         """Processor time over passed time: 1 for one thread that nothing disturbs."""
         return sum(self.cpu_us) / sum(self.us) if self.cpu_us else 1.0
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether other programs took the core of a single thread. An engine that waits by itself, for a device say, is not disturbed."""
+        return self.threads == 1 and self.cpu_share < UNDISTURBED and self.preemptions > self.waits
+
     def undisturbed(self) -> Latencies:
         """An estimate for a machine that is busy with other things: each call's processor time in place of its latency. That is what it
         would have taken with the core to itself, but for caches that others emptied. MeasureError for more than one thread, whose
@@ -101,10 +113,10 @@ class Latencies(msgspec.Struct, frozen=True):
                 f"unstable: the medians of {len(self.rounds)} rounds go from {low:.0f} to {high:.0f} us ({100 * self.spread:.0f} % apart, "
                 f"{100 * tolerance:.0f} % is steady). Stop what else runs on this machine, or measure more and longer rounds"
             )
-        if self.threads == 1 and self.cpu_share < UNDISTURBED:
+        if self.disturbed:
             return (
-                f"unstable: the engine ran for {100 * self.cpu_share:.0f} % of the time it was measured; the rest went to other programs "
-                "on its core, or to waiting. Stop what else runs on this machine"
+                f"unstable: the engine had its core for {100 * self.cpu_share:.0f} % of the time; the rest went to other programs. Stop "
+                "what else runs on this machine"
             )
         if not self.confident(99):
             return f"{len(self.us)} calls are too few for a p99: {calls_needed(99)} bound it with 99 % confidence. Measure longer"
@@ -125,6 +137,8 @@ class Latencies(msgspec.Struct, frozen=True):
             self.threads,
             tuple(sorted({*self.cores, *other.cores})),
             self.cpu_us + other.cpu_us,
+            self.waits + other.waits,
+            self.preemptions + other.preemptions,
             self.versions,
         )
 
@@ -181,6 +195,7 @@ def measure(
     us: dict[str, list[int]] = {name: [] for name in engines}
     sizes: dict[str, list[int]] = {name: [] for name in engines}
     cpu: dict[str, list[int]] = {name: [] for name in engines}
+    switches = {name: np.zeros(2, int) for name in engines}
     names = list(engines)
     with pinned(core, threads) as cores, _old_objects_left():
         for name in names:
@@ -189,7 +204,9 @@ def measure(
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 before = len(us[name])
                 _slice(engines[name], calls, before - 3, slice_ns // 20, [], [])
+                switched = context_switches()
                 _slice(engines[name], calls, before, slice_ns, us[name], cpu[name])
+                switches[name] += context_switches() - switched
                 sizes[name].append(len(us[name]) - before)
     host, found = Host.here(), versions(*PACKAGES)
     return {
@@ -201,6 +218,8 @@ def measure(
             threads=threads,
             cores=cores,
             cpu_us=tuple(ns / 1000 for ns in cpu[name]),
+            waits=int(switches[name][0]),
+            preemptions=int(switches[name][1]),
             versions=found,
         )
         for name in names
@@ -210,8 +229,8 @@ def measure(
 def quieted(found: dict[str, Latencies]) -> tuple[dict[str, Latencies], str | None]:
     """The latencies of one run as a quiet machine would show them, and the sentence that must stand beside them; as they are, and None,
     where nothing disturbed the run. All engines or none are estimated, so that they stay comparable."""
-    share = min(each.cpu_share for each in found.values())
-    if share >= UNDISTURBED or any(each.threads != 1 for each in found.values()):
+    share = min((each.cpu_share for each in found.values() if each.disturbed), default=1.0)
+    if share == 1 or any(each.threads != 1 or each.waits > each.preemptions for each in found.values()):
         return found, None
     return {name: each.undisturbed() for name, each in found.items()}, (
         f"other programs ran on this core, which left it to the engines for {100 * share:.0f} % of the time; these latencies are processor "
@@ -225,6 +244,14 @@ def faster(first: Latencies, than: Latencies) -> Ratio:
         raise MeasureError("only latencies of one run can be compared: the hosts or the rounds differ")
     ratios = [a / b for a, b in zip(_per_round(first), _per_round(than))]
     return Ratio(float(np.median(ratios)), min(ratios), max(ratios))
+
+
+def context_switches() -> np.ndarray:
+    """(2,) of this process so far: voluntary and involuntary ones; zeros where the system does not count them."""
+    if resource is None:
+        return np.zeros(2, int)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return np.array([used.ru_nvcsw, used.ru_nivcsw])
 
 
 @contextmanager

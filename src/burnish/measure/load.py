@@ -28,6 +28,7 @@ import numpy as np
 
 from burnish.errors import MeasureError
 from burnish.host import Host, versions
+from burnish.measure import latency
 from burnish.measure.latency import PACKAGES, Scoring, calls_needed
 from burnish.measure.queueing import Prediction, highest_load, simulate
 from burnish.measure.traffic import Traffic
@@ -67,6 +68,7 @@ class LoadResult(msgspec.Struct, frozen=True):
     service_p99_us: float
     harness_us: float  # mean time a server spent on each query outside the call: queue, Python, LoadGen
     utilization: float  # busy share of the servers
+    cpu_share: float  # processor time of the servers over their busy time; below 1 they waited, or other programs had their cores
     servers: int
     candidates: float  # mean of a call
     checked: int  # answers compared with what was expected
@@ -151,6 +153,7 @@ def server(
         service_p99_us=_rank(service, 99),
         harness_us=float(sum(run.harness_ns) / max(1, len(service)) / 1000),
         utilization=float(service.sum() / span / len(calls)),
+        cpu_share=run.server_cpu_ns / (sum(run.service_ns) + sum(run.harness_ns)) if run.service_ns else 0.0,
         servers=len(calls),
         candidates=float(np.diff(traffic.ends).mean()),
         checked=len(run.answers),
@@ -185,7 +188,7 @@ def peak(
     """
     calls = list(call) if isinstance(call, Sequence) else [call] * (servers or 1)
     end = time.monotonic() + budget_seconds
-    service_us = _service_times(calls[0], traffic, seconds / 3)
+    service_us = _service_times(calls[0], traffic, seconds / 3)  # of a quiet machine: where others run on this one, the runs show it
     capacity = len(calls) * 1e6 / float(service_us.mean())
     tried: list[LoadResult] = []
 
@@ -236,6 +239,8 @@ class _Run:
         self.service_ns: list[int] = []
         self.harness_ns: list[int] = []
         self.answers: list[tuple[int, object]] = []
+        self.server_cpu_ns = 0
+        self.generator_cpu_ns = 0
         self.ended = threading.Event()
         self.gave_up = False
         self.failure: BaseException | None = None
@@ -251,6 +256,7 @@ class _Run:
         gc.collect()
         gc.disable()
         self.stop_at = time.monotonic() + self.give_up_after
+        process_ns = time.process_time_ns()
         try:
             for thread in (*workers, generator):
                 thread.start()
@@ -262,6 +268,7 @@ class _Run:
                 self.queue.put(None)
             for thread in workers:
                 thread.join()
+            self.server_cpu_ns = time.process_time_ns() - process_ns - self.generator_cpu_ns
             sys.setswitchinterval(switch)
             if collects:
                 gc.enable()
@@ -286,6 +293,7 @@ class _Run:
             lg.DestroyQSL(qsl)
             lg.DestroySUT(sut)
         finally:
+            self.generator_cpu_ns = time.thread_time_ns()
             self.ended.set()
 
     def _issue(self, samples: list) -> None:
@@ -427,11 +435,5 @@ def _judge(result: LoadResult, overloaded: bool) -> tuple[Cause, str]:
 
 def _service_times(call: Scoring, traffic: Traffic, seconds: float) -> np.ndarray:
     """(calls,) microseconds, one after another."""
-    times, end, i = [], time.monotonic() + seconds, 0
-    while time.monotonic() < end or i < 8:
-        request, candidates = traffic[i % len(traffic)]
-        begin = time.perf_counter_ns()
-        call(request, candidates)
-        times.append(time.perf_counter_ns() - begin)
-        i += 1
-    return np.asarray(times[len(times) // 10 :]) / 1000
+    found, _ = latency.quieted(latency.measure({"alone": call}, traffic, seconds, rounds=1))
+    return np.asarray(found["alone"].us)
