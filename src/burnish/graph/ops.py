@@ -306,9 +306,9 @@ def _gru(inputs: Sequence[Value], attrs: Mapping[str, Any]) -> tuple[Shape, str]
 def _concat(inputs: Sequence[Value], attrs: Mapping[str, Any]) -> tuple[Shape, str]:
     first = inputs[0].shape
     axis = _axis(attrs["axis"], first, "CONCAT")
-    for v in inputs:
-        fits = len(v.shape) == len(first) and all(i == axis or a == b for i, (a, b) in enumerate(zip(v.shape, first)))
-        _need(fits, f"CONCAT along axis {axis} of {', '.join(str(v.shape) for v in inputs)}")
+    before, behind = first[:axis], first[axis + 1 :]
+    if any(len(v.shape) != len(first) or v.shape[:axis] != before or v.shape[axis + 1 :] != behind for v in inputs):
+        raise GraphError(f"CONCAT along axis {axis} of {', '.join(str(v.shape) for v in inputs)}")
     total = sum(v.shape[axis] for v in inputs)
     return (*first[:axis], total, *first[axis + 1 :]), promote(*(v.dtype for v in inputs))
 
