@@ -54,14 +54,15 @@ class Int8(StepBase, frozen=True):
     """Linears with at least `narrowest` outputs compute in int8: weights per output, activations per tensor (docs/quantization.md).
 
     `ranges`: how an activation's range is taken from the calibration rows. `migration`: how far unlike channels are evened out before
-    they are quantized, the weights absorbing it: 0 not at all, 1 wholly. "auto" tries all and keeps what reconstructs the linear's
-    output best. `keep_poor`: leave linears that alone would bring the model's outputs below 30 dB signal to noise. `skip`: linears to
-    leave, by the name of their weight.
+    they are quantized, the weights absorbing it: 0 not at all, 1 wholly. `rounding`: "auto" lets weights make up for one another's
+    rounding errors where that helps. Each "auto" tries all and keeps what reconstructs the linear's output best. `keep_poor`: leave
+    linears that alone would bring the model's outputs below 30 dB signal to noise. `skip`: linears to leave, by their weight's name.
     """
 
     needs_rows: ClassVar[bool] = True
     ranges: Literal["auto", "min-max", "percentile", "mse"] = "auto"
     migration: float | Literal["auto"] = "auto"
+    rounding: Literal["auto", "nearest"] = "auto"
     bias_correction: bool = True
     keep_poor: bool = True
     narrowest: int = 8
@@ -141,7 +142,7 @@ RECIPES: dict[str, tuple[Step, ...]] = {
     "int8-tables": (*_CLEAN, Int8(), Int8Tables(), FactorRequest()),
     "int8-int4-tables": (*_CLEAN, Int8(), Int4Tables(), FactorRequest()),
     # what the default settings of other tools do, to compare with
-    "int8-naive": (*_CLEAN, Int8("min-max", 0.0, bias_correction=False, keep_poor=False, narrowest=1), FactorRequest()),
+    "int8-naive": (*_CLEAN, Int8("min-max", 0.0, "nearest", bias_correction=False, keep_poor=False, narrowest=1), FactorRequest()),
 }
 
 

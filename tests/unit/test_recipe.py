@@ -30,6 +30,7 @@ int8_steps = st.builds(
     Int8,
     ranges=st.sampled_from(["auto", "min-max", "percentile", "mse"]),
     migration=st.just("auto") | st.floats(0, 1),
+    rounding=st.sampled_from(["auto", "nearest"]),
     bias_correction=st.booleans(),
     keep_poor=st.booleans(),
     narrowest=st.integers(1, 2**31),
@@ -62,7 +63,7 @@ def test_a_recipe_in_toml_reads_like_one_written_by_hand(tmp_path):
     assert recipe("int8-naive", backend="onnxruntime").without(FactorRequest).to_toml() == (
         'name = "int8-naive"\nbackend = "onnxruntime"\nthreads = 1\n\n'
         '[[steps]]\nstep = "Tidy"\n\n[[steps]]\nstep = "Embeddings"\n\n[[steps]]\nstep = "Interactions"\n\n'
-        '[[steps]]\nstep = "Int8"\nranges = "min-max"\nmigration = 0.0\nbias_correction = false\n'
+        '[[steps]]\nstep = "Int8"\nranges = "min-max"\nmigration = 0.0\nrounding = "nearest"\nbias_correction = false\n'
         "keep_poor = false\nnarrowest = 1\nskip = []\n"
     )
     by_hand = tmp_path / "mine.toml"

@@ -32,6 +32,11 @@ class Observer:
         self._stride = 1  # every stride-th vector seen is in the sample; doubles when the sample is full
         self.sample = np.empty((0, channels), np.float32)
 
+    @property
+    def largest(self) -> np.ndarray:
+        """(K,) the largest magnitude of each channel."""
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
     def see(self, value: np.ndarray) -> None:
         """Take in (..., K) finite float32 values."""
         vectors = value.reshape(-1, value.shape[-1])

@@ -1,4 +1,4 @@
-"""Static int8 of linears after training, with every choice made from calibration rows: ranges, scale migration, bias correction.
+"""Static int8 of linears after training, each choice made from calibration rows: range, scale migration, rounding, bias correction.
 
 A linear y = W x + b becomes q = quantize(x, multiplier, zero_point), y = scale * (q - zero_point) . Q + bias, where Q holds the rows of
 W / multiplier in int8 (quantize/affine.py). With one multiplier for all channels that is plain per-tensor quantization. With one a channel,
@@ -19,8 +19,9 @@ from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import Op
 from burnish.quantize import affine
 from burnish.quantize.observe import Observer, observe
+from burnish.quantize.rounding import WIDEST, Second, compensated
 
-MIGRATIONS = (0.0, 0.25, 0.5, 0.625, 0.75, 1.0)
+MIGRATIONS = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0)
 RANGES = ("min-max", "percentile", "mse")
 PERCENTILE = 99.99  # of the values, kept by ranges="percentile"
 BINS = 2048
@@ -57,12 +58,18 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was decided for one linear, and `error`: mean squared error of its output on calibration rows, as a part of its variance."""
+    """What was decided for one linear: w / multiplier is q * scale, and bias_shift is added to the bias.
+
+    `rounding` is "nearest" or "compensated". `error` is the mean squared error of its output on calibration rows over its variance.
+    """
 
     linear: Linear
     scheme: Scheme
+    rounding: str
     error: float
-    bias_shift: np.ndarray = field(repr=False)  # (N,) float32, added to the bias
+    q: np.ndarray = field(repr=False)  # (N, K) int8
+    scale: np.ndarray = field(repr=False)  # (N,) float32
+    bias_shift: np.ndarray = field(repr=False)  # (N,) float32
 
     @property
     def sqnr_db(self) -> float:
@@ -75,6 +82,7 @@ def int8(
     calibration: Mapping[str, np.ndarray],
     ranges: str = "auto",
     migration: float | str = "auto",
+    rounding: str = "auto",
     bias_correction: bool = True,
     keep_poor: bool = True,
     narrowest: int = 8,
@@ -84,7 +92,7 @@ def int8(
 
     With `keep_poor` those are left that alone would bring the model's outputs below POOR_DB.
     """
-    choices = choose(graph, calibration, ranges, migration, bias_correction, narrowest, skip)
+    choices = choose(graph, calibration, ranges, migration, rounding, bias_correction, narrowest, skip)
     if keep_poor:
         choices = tuple(choice for choice, db in zip(choices, score_db(graph, choices, calibration)) if db >= POOR_DB)
     return quantized(graph, choices)
@@ -117,11 +125,12 @@ def choose(
     calibration: Mapping[str, np.ndarray],
     ranges: str = "auto",
     migration: float | str = "auto",
+    rounding: str = "auto",
     bias_correction: bool = True,
     narrowest: int = 8,
     skip: Sequence[str] = (),
 ) -> tuple[Choice, ...]:
-    """For each linear the scheme, among those that `ranges` and `migration` allow, that reconstructs its output best.
+    """For each linear what, among all that `ranges`, `migration` and `rounding` allow, reconstructs its output best.
 
     Linears that read the same value share one scheme where that costs next to nothing.
     """
@@ -135,9 +144,10 @@ def choose(
     choices = {}
     for value, group in groups.items():
         observer = seen[value]
-        best = _best(observer, group, kinds, degrees, bias_correction)
+        second = Second.of(observer.sample[0::2], observer.largest) if rounding == "auto" and value.shape[-1] <= WIDEST else None
+        best = _best(observer, group, kinds, degrees, second, bias_correction)
         if len(group) > 1:
-            alone = [choice for one in group for choice in _best(observer, [one], kinds, degrees, bias_correction)]
+            alone = [choice for one in group for choice in _best(observer, [one], kinds, degrees, second, bias_correction)]
             if sum(c.error for c in best) > SHARING_COSTS * sum(c.error for c in alone):
                 best = alone
         choices.update({choice.linear.name: choice for choice in best})
@@ -157,11 +167,10 @@ def quantized(graph: Graph, choices: Sequence[Choice]) -> Graph:
             return node if operands == node.inputs else node.with_inputs(operands)
         choice = by_node[node]
         name, scheme = choice.linear.name, choice.scheme
-        q, scale = weights(choice.linear, scheme)
         bias = constant(node.inputs[2]).astype(np.float32) + choice.bias_shift
         multiplier = multipliers.setdefault(id(scheme), weight(f"{name}.multiplier", scheme.multiplier))
         x = Node(Op.QUANTIZE, (operands[0], multiplier), zero_point=scheme.zero_point)
-        packed = (weight(f"{name}.int8", q), weight(f"{name}.scale", scale), weight(f"{name}.bias", bias))
+        packed = (weight(f"{name}.int8", choice.q), weight(f"{name}.scale", choice.scale), weight(f"{name}.bias", bias))
         y = Node(Op.QLINEAR, (x, *packed), zero_point=scheme.zero_point)
         return Node(Op.ADD, (y, operands[3])) if len(operands) > 3 else y
 
@@ -187,38 +196,55 @@ def _decibels(exact: np.ndarray, changed: np.ndarray) -> float:
     return float(10 * np.log10(max(float(np.var(exact.astype(np.float64))), 1e-30) / noise)) if noise > 0 else np.inf
 
 
-def weights(linear: Linear, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
-    """int8 (N, K) and float32 scale (N,): the rows of w / multiplier. RecipeError when a sum of K products could leave 32 bits."""
-    q, scale = affine.quantize_rows((linear.weight / scheme.multiplier.astype(np.float64)).astype(np.float32))
-    largest = max(scheme.zero_point, affine.U8_MAX - scheme.zero_point)
-    if int(np.abs(q, dtype=np.int32).sum(axis=1, dtype=np.int64).max()) * largest >= 2**31:
-        raise RecipeError(
-            f"linear {linear.name!r} sums {q.shape[1]:,} products, which may leave 32 bits in int8. Give Int8 skip=({linear.name!r},)"
-        )
-    return q, scale
+def _best(
+    observer: Observer, group: list[Linear], kinds: Sequence[str], degrees: Sequence[float], second: Second | None, bias_correction: bool
+) -> list[Choice]:
+    """The choices for linears that share one scheme: those of the least sum of relative errors.
 
-
-def _best(observer: Observer, group: list[Linear], kinds: Sequence[str], degrees: Sequence[float], bias_correction: bool) -> list[Choice]:
-    """The choices for linears that share one scheme: that of the least sum of relative errors."""
+    Judged on every other vector of the sample; `second` was made from the others. First the best range for each degree of migration, with
+    weights rounded to the nearest. Then, from the best degree up, weights that make up for one another's errors: they bear more migration.
+    """
     x = _trial_vectors(observer, group)
     exact = [x @ one.weight.T for one in group]
-    spread = [float(np.mean((y - y.mean(axis=0)) ** 2)) or 1.0 for y in exact]
-    best: list[Choice] = []
-    for scheme in _schemes(observer, group, kinds, degrees):
+
+    def trial(scheme: Scheme, second: Second | None) -> list[Choice]:
         q = affine.quantize(x, scheme.multiplier, scheme.zero_point)
-        trial = []
-        for one, y, variance in zip(group, exact, spread):
-            w, scale = weights(one, scheme)
-            lost = y - affine.rescale(affine.dot(q, w, scheme.zero_point), scale, np.zeros(len(w), np.float32))
-            shift, error = _bias_shift(lost) if bias_correction else (np.zeros(len(w), np.float32), float(np.mean(lost**2)))
-            trial.append(Choice(one, scheme, error / variance, shift))
-        if not best or sum(c.error for c in trial) < sum(c.error for c in best):
-            best = trial
+        return [_choice(one, scheme, second, q, y, bias_correction) for one, y in zip(group, exact)]
+
+    nearest = [min((trial(scheme, None) for scheme in _schemes(observer, group, kinds, degree)), key=_error) for degree in degrees]
+    start = min(range(len(degrees)), key=lambda i: _error(nearest[i]))
+    best = nearest[start]
+    for tried in nearest[start:] if second is not None else ():
+        made_up = trial(tried[0].scheme, second)
+        best = min(best, [min(pair, key=lambda choice: choice.error) for pair in zip(tried, made_up)], key=_error)
     return best
 
 
+def _error(choices: list[Choice]) -> float:
+    return sum(choice.error for choice in choices)
+
+
+def _choice(one: Linear, scheme: Scheme, second: Second | None, q: np.ndarray, exact: np.ndarray, bias_correction: bool) -> Choice:
+    """`one` under the scheme, judged on its quantized input q (vectors, K) against its exact output without bias (vectors, N).
+
+    RecipeError when a sum of K products could leave 32 bits.
+    """
+    w, scale = affine.quantize_rows((one.weight / scheme.multiplier.astype(np.float64)).astype(np.float32))
+    if second is not None:
+        w = compensated(one.weight, scale, scheme.multiplier, second)
+    farthest = max(scheme.zero_point, affine.U8_MAX - scheme.zero_point)
+    if int(np.abs(w, dtype=np.int32).sum(axis=1, dtype=np.int64).max()) * farthest >= 2**31:
+        raise RecipeError(
+            f"linear {one.name!r} sums {w.shape[1]:,} products, which may leave 32 bits in int8. Give Int8 skip=({one.name!r},)"
+        )
+    lost = exact - affine.rescale(affine.dot(q, w, scheme.zero_point), scale, np.zeros(len(w), np.float32))
+    shift, left = _bias_shift(lost) if bias_correction else (np.zeros(len(w), np.float32), float(np.mean(lost**2)))
+    variance = float(np.mean((exact - exact.mean(axis=0)) ** 2)) or 1.0
+    return Choice(one, scheme, "nearest" if second is None else "compensated", left / variance, w, scale, shift)
+
+
 def _trial_vectors(observer: Observer, group: list[Linear]) -> np.ndarray:
-    sample = observer.sample
+    sample = observer.sample[1::2]
     most = max(64, TRIAL_MACS // sum(one.weight.size for one in group))
     return sample[:: -(-len(sample) // most)]
 
@@ -236,17 +262,17 @@ def _bias_shift(lost: np.ndarray) -> tuple[np.ndarray, float]:
     return np.zeros(lost.shape[1], np.float32), plain
 
 
-def _schemes(observer: Observer, group: list[Linear], kinds: Sequence[str], degrees: Sequence[float]) -> Iterator[Scheme]:
+def _schemes(observer: Observer, group: list[Linear], kinds: Sequence[str], degree: float) -> Iterator[Scheme]:
     columns = np.sqrt(np.mean(np.concatenate([one.weight for one in group]).astype(np.float64) ** 2, axis=0))  # (K,)
-    for degree in degrees:
-        stretch = _stretch(observer, columns, degree)
-        low = min(0.0, float((observer.low * stretch).min()))
-        high = max(0.0, float((observer.high * stretch).max()))
-        for kind in kinds:
-            yield _scheme(kind, degree, stretch, *_range(kind, observer.sample * stretch, low, high))
+    stretch = _stretch(observer.largest, columns, degree)
+    low = min(0.0, float((observer.low * stretch).min()))
+    high = max(0.0, float((observer.high * stretch).max()))
+    values = observer.sample * stretch
+    for kind in kinds:
+        yield _scheme(kind, degree, stretch, *_range(kind, values, low, high))
 
 
-def _stretch(observer: Observer, columns: np.ndarray, degree: float) -> np.ndarray:
+def _stretch(largest: np.ndarray, columns: np.ndarray, degree: float) -> np.ndarray:
     """float32 () or (K,): by how much each channel is stretched, rms(w_k)^(a (1 - a)) / max|x_k|^a at degree a.
 
     0 leaves all channels alone, 1 makes all equally wide. Between, a channel whose weights are large matters more than its width says:
@@ -256,7 +282,7 @@ def _stretch(observer: Observer, columns: np.ndarray, degree: float) -> np.ndarr
     """
     if degree == 0:
         return np.ones((), np.float32)
-    top = np.maximum(np.abs(observer.low), np.abs(observer.high)).astype(np.float64)
+    top = largest.astype(np.float64)
     alive = (top > 0) & (columns > 0)
     stretch = np.ones(len(top))
     stretch[alive] = columns[alive] ** (degree * (1 - degree)) / top[alive] ** degree

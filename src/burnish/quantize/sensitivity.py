@@ -21,6 +21,7 @@ class Layer(msgspec.Struct, frozen=True):
     macs: int  # multiply-adds a row
     ranges: str  # what was chosen for it
     migration: float
+    rounding: str
     output_db: float  # of the linear's own output, on calibration rows
     score_db: float  # of the model's outputs when only this linear is int8; inf when they do not change
 
@@ -30,11 +31,12 @@ def sensitivity(
     calibration: Mapping[str, np.ndarray],
     ranges: str = "auto",
     migration: float | str = "auto",
+    rounding: str = "auto",
     bias_correction: bool = True,
     narrowest: int = 8,
 ) -> tuple[Layer, ...]:
     """Every linear that Int8 with these fields would quantize, the one that harms the model's outputs most first."""
-    choices = choose(graph, calibration, ranges, migration, bias_correction, narrowest)
+    choices = choose(graph, calibration, ranges, migration, rounding, bias_correction, narrowest)
     layers = [
         Layer(
             name=choice.linear.name,
@@ -43,6 +45,7 @@ def sensitivity(
             macs=math.prod(choice.linear.node.shape[:-1]) * choice.linear.weight.size,
             ranges=choice.scheme.ranges,
             migration=choice.scheme.migration,
+            rounding=choice.rounding,
             output_db=choice.sqnr_db,
             score_db=db,
         )
