@@ -65,7 +65,7 @@ def test_latencies_of_two_hosts_are_not_pooled():
     first, second = Latencies((1.0,), HERE), Latencies((2.0,), msgspec.structs.replace(HERE, cpu="another", cores=4))
     with pytest.raises(MeasureError, match="cannot pool latencies of one with those of another: the hosts differ in cpu, cores"):
         first + second
-    with pytest.raises(MeasureError, match="cannot pool latencies measured with different threads or versions"):
+    with pytest.raises(MeasureError, match="cannot pool latencies measured with different threads or versions, "):
         first + msgspec.structs.replace(first, threads=2)
     both = first + Latencies((3.0, 4.0), HERE, rounds=(2,))
     assert both.us == (1.0, 3.0, 4.0) and both.host == HERE
@@ -133,7 +133,7 @@ def test_time_spent_waiting_is_not_processor_time():
     found = latency.measure({"waits": lambda request, candidates: time.sleep(0.002)}, traffic(), seconds_each=0.1, rounds=1)["waits"]
     assert len(found.cpu_us) == len(found.us) and found.cpu_share < 0.5
     assert found.waits >= len(found.us) and not found.disturbed
-    assert latency.quieted({"waits": found}) == ({"waits": found}, None)
+    assert latency.quieted({"waits": found}) == {"waits": found}
 
 
 def test_processor_time_stands_for_the_latency_of_a_disturbed_call():
@@ -149,15 +149,17 @@ def test_processor_time_stands_for_the_latency_of_a_disturbed_call():
 def test_all_engines_of_a_disturbed_run_are_estimated_or_none():
     fine = Latencies((100.0,) * 3, HERE, (8,) * 3, (3,), cpu_us=(99.0,) * 3)
     robbed = Latencies((100.0, 500.0, 100.0), HERE, (8,) * 3, (3,), cpu_us=(90.0,) * 3, preemptions=1)
-    assert latency.quieted({"a": fine}) == ({"a": fine}, None)
-    found, sentence = latency.quieted({"a": fine, "b": robbed})
-    assert found == {"a": fine.undisturbed(), "b": robbed.undisturbed()}
-    assert sentence == (
+    assert latency.quieted({"a": fine}) == {"a": fine}
+    found = latency.quieted({"a": fine, "b": robbed})
+    assert [each.us for each in found.values()] == [fine.undisturbed().us, robbed.undisturbed().us]
+    assert [each.unstable() for each in found.values()] == [
         "other programs ran on this core, which left it to the engines for 39 % of the time; these latencies are processor times, "
         "an estimate of a quiet machine"
-    )
+    ] * 2
+    with pytest.raises(MeasureError, match="or measured with estimated ones"):
+        robbed + found["b"]
     several = msgspec.structs.replace(robbed, threads=2)
-    assert latency.quieted({"a": several}) == ({"a": several}, None)
+    assert latency.quieted({"a": several}) == {"a": several}
 
 
 def test_a_failing_engine_leaves_pinning_and_collection_as_they_were():

@@ -45,6 +45,7 @@ class Latencies(msgspec.Struct, frozen=True):
     waits: int = 0  # times the process gave up a core by itself, while it was measured ...
     preemptions: int = 0  # ... and times a core was taken from it
     versions: dict[str, str] = {}
+    estimated: str = ""  # why `us` are processor times and not latencies, when they are (`quieted`)
 
     def percentile(self, q: float) -> float:
         """The q-th percentile in microseconds by nearest rank: a latency that was measured."""
@@ -92,7 +93,7 @@ class Latencies(msgspec.Struct, frozen=True):
             )
         if len(self.cpu_us) != len(self.us):
             raise MeasureError("these latencies were measured without processor times")
-        return msgspec.structs.replace(self, us=tuple(map(min, self.us, self.cpu_us)))
+        return msgspec.structs.replace(self, us=tuple(map(min, self.us, self.cpu_us)), estimated="processor times, not latencies")
 
     @property
     def round_medians(self) -> tuple[float, ...]:
@@ -107,6 +108,8 @@ class Latencies(msgspec.Struct, frozen=True):
 
     def unstable(self, tolerance: float = STEADY) -> str | None:
         """None, or the sentence that says why these figures may be wrong and what would settle it."""
+        if self.estimated:
+            return self.estimated
         if self.spread > tolerance:
             low, high = min(self.round_medians), max(self.round_medians)
             return (
@@ -127,8 +130,8 @@ class Latencies(msgspec.Struct, frozen=True):
             raise MeasureError(
                 f"cannot pool latencies of {self.host.cpu} with those of {other.host.cpu}: the hosts differ in {_differ(self, other)}"
             )
-        if (self.threads, self.versions) != (other.threads, other.versions):
-            raise MeasureError("cannot pool latencies measured with different threads or versions")
+        if (self.threads, self.versions, self.estimated) != (other.threads, other.versions, other.estimated):
+            raise MeasureError("cannot pool latencies measured with different threads or versions, or measured with estimated ones")
         return Latencies(
             self.us + other.us,
             self.host,
@@ -140,6 +143,7 @@ class Latencies(msgspec.Struct, frozen=True):
             self.waits + other.waits,
             self.preemptions + other.preemptions,
             self.versions,
+            self.estimated,
         )
 
 
@@ -226,16 +230,17 @@ def measure(
     }
 
 
-def quieted(found: dict[str, Latencies]) -> tuple[dict[str, Latencies], str | None]:
-    """The latencies of one run as a quiet machine would show them, and the sentence that must stand beside them; as they are, and None,
-    where nothing disturbed the run. All engines or none are estimated, so that they stay comparable."""
+def quieted(found: dict[str, Latencies]) -> dict[str, Latencies]:
+    """The latencies of one run as a quiet machine would show them; as they are where nothing disturbed the run. All engines or none are
+    estimated, so that they stay comparable, and `estimated` has the sentence that must stand beside them."""
     share = min((each.cpu_share for each in found.values() if each.disturbed), default=1.0)
     if share == 1 or any(each.threads != 1 or each.waits > each.preemptions for each in found.values()):
-        return found, None
-    return {name: each.undisturbed() for name, each in found.items()}, (
+        return found
+    why = (
         f"other programs ran on this core, which left it to the engines for {100 * share:.0f} % of the time; these latencies are processor "
         "times, an estimate of a quiet machine"
     )
+    return {name: msgspec.structs.replace(each.undisturbed(), estimated=why) for name, each in found.items()}
 
 
 def faster(first: Latencies, than: Latencies) -> Ratio:

@@ -448,5 +448,5 @@ def _judge(result: LoadResult, overloaded: bool = False, robbed: bool = False) -
 
 def _service_times(call: Scoring, traffic: Traffic, seconds: float) -> np.ndarray:
     """(calls,) microseconds, one after another."""
-    found, _ = latency.quieted(latency.measure({"alone": call}, traffic, seconds, rounds=1))
+    found = latency.quieted(latency.measure({"alone": call}, traffic, seconds, rounds=1))
     return np.asarray(found["alone"].us)
