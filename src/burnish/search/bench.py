@@ -62,7 +62,7 @@ def side_by_side(directory: Path, vs: Sequence[str], job: Path | None, candidate
         found = []
         for n in candidates:
             traffic = Traffic.from_rows(artifact.manifest.inputs, traffic_of, key, n, CALLS)
-            found += _rows(latency.measure(engines, traffic, seconds), n)
+            found += _rows(latency.quieted(latency.measure(engines, traffic, seconds)), n)
     program = artifact.manifest.programs[0]
     told = [row["latency_us"]["note"] for row in found if row["latency_us"]["note"]]
     return {

@@ -73,7 +73,7 @@ def isolated(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
     """Latency of one call at a time, side by side with the model as it came."""
     with _opened(subject, trial) as scorer:
         engines = {BASELINE.id: subject.baseline, trial.id: scorer}
-        found = latency.measure(engines, subject.traffic, effort.latency, rounds=3, threads=trial.recipe.threads)
+        found = latency.quieted(latency.measure(engines, subject.traffic, effort.latency, rounds=3, threads=trial.recipe.threads))
     ours, allowed = found[trial.id], subject.job.objective.p99_ms * 1000
     result = latencies(ours) | {"speedup": latency.faster(ours, found[BASELINE.id]).value}
     if ours.percentile(99) > allowed:
@@ -116,9 +116,11 @@ def highest_load(subject: Subject, trial: Trial, effort: Effort) -> dict[str, An
         run = found.confirmed
         if run is None:
             causes = {tried.cause for tried in found.tried}
-            if "wrong answers" in causes or (causes and not causes & {"late generator", "too few queries"}):
+            if "wrong answers" in causes or (causes and not causes & {*load.MACHINE, "too few queries"}):
                 raise TurnedDown(found.sentence)
-            alone = latency.measure({trial.id: scorer}, subject.traffic, effort.load / 4, rounds=1, threads=trial.recipe.threads)
+            alone = latency.quieted(
+                latency.measure({trial.id: scorer}, subject.traffic, effort.load / 4, rounds=1, threads=trial.recipe.threads)
+            )
             return _simulated(np.asarray(alone[trial.id].us), p99_us, found.sentence)
     kept = ("p50_us", "p99_us", "queries", "valid", "early_stopping", "late_p99_us", "harness_us", "utilization", "checked")
     return {
@@ -161,7 +163,7 @@ def side_by_side(subject: Subject, trials: list[Trial], effort: Effort) -> dict[
     trial's throughput over each other's."""
     with ExitStack() as opened:
         scorers = {trial.id: opened.enter_context(_opened(subject, trial)) for trial in trials}
-        found = latency.measure(scorers, subject.traffic, effort.compare, rounds=5)
+        found = latency.quieted(latency.measure(scorers, subject.traffic, effort.compare, rounds=5))
     first = found[trials[0].id]
     service = np.percentile(first.us, np.linspace(0, 100, SERVICE_POINTS))
     return {
