@@ -187,8 +187,8 @@ class _Call:
         self.inputs_at, self.outputs_at, self.offsets_at = map(ctypes.addressof, (self.inputs, self.outputs, self.offsets))
 
 
-# Where an array's data begins. The documented ways build an object and take microseconds; numpy's C interface fixes that `data` is the first
-# member behind the object's head (PyArrayObject_fields), so reading it there takes a tenth of that. Where it is not so, the slow way serves.
+# Where an array's data begins. The documented ways build an object and take microseconds; numpy's C interface fixes that `data` is the
+# first member behind the object's head (PyArrayObject_fields), and reading it there takes a tenth. Where it is not so, the slow way serves.
 _HEAD = object.__basicsize__
 _pointer_at = ctypes.c_size_t.from_address
 _probe = np.empty(3)

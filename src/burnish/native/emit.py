@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from importlib import resources
 
@@ -24,14 +25,26 @@ class Source:
 
 HEAD = r"""
 struct ranker {
-  struct Half { const void *rows; i64 stride; const int32_t *columns; };
+  struct Half {
+    const void *rows;
+    i64 stride;
+    const int32_t *columns;
+  };
   char *arena;
   const char *w[ARRAYS ? ARRAYS : 1];
   i64 rows[ARRAYS ? ARRAYS : 1];
   Half half[HALVES ? HALVES : 1];
   i64 first_row;
-  union { ranker_fault_t fault; struct { int32_t bad, bad_table; i64 bad_row, bad_id; }; };
-  char *map; size_t mapped; void *memory;
+  union {
+    ranker_fault_t fault;
+    struct {
+      int32_t bad, bad_table;
+      i64 bad_row, bad_id;
+    };
+  };
+  char *map;
+  size_t mapped;
+  void *memory;
 };
 """
 
@@ -48,22 +61,44 @@ PUBLIC ranker *ranker_open(const char *path, int *error) {
   const int file = open(path, O_RDONLY | O_CLOEXEC);
   if (file < 0) return nullptr;
   struct stat facts;
-  if (fstat(file, &facts) != 0 || facts.st_size < 32 + 16 * ARRAYS) { close(file); code = RANKER_NOT_ITS_WEIGHTS; return nullptr; }
+  if (fstat(file, &facts) != 0 || facts.st_size < 32 + 16 * ARRAYS) {
+    close(file);
+    code = RANKER_NOT_ITS_WEIGHTS;
+    return nullptr;
+  }
   const size_t bytes = (size_t)facts.st_size;
   char *map = (char *)mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file, 0);
   close(file);
   if (map == (char *)MAP_FAILED) return nullptr;
-  uint32_t version, count; memcpy(&version, map + 8, 4); memcpy(&count, map + 12, 4);
+  uint32_t version, count;
+  memcpy(&version, map + 8, 4);
+  memcpy(&count, map + 12, 4);
   bool fits = memcmp(map, "BURNISHW", 8) == 0 && version == PACK_VERSION && count == ARRAYS && memcmp(map + 16, SIGNATURE, 16) == 0;
-  for (uint32_t i = 0; fits && i < ARRAYS; i++) { uint64_t at; memcpy(&at, map + 32 + 16 * i, 8); fits = at < bytes; }
-  if (!fits) { unmap(map, bytes); code = RANKER_NOT_ITS_WEIGHTS; return nullptr; }
+  for (uint32_t i = 0; fits && i < ARRAYS; i++) {
+    uint64_t at;
+    memcpy(&at, map + 32 + 16 * i, 8);
+    fits = at < bytes;
+  }
+  if (!fits) {
+    unmap(map, bytes);
+    code = RANKER_NOT_ITS_WEIGHTS;
+    return nullptr;
+  }
   void *memory = calloc(1, sizeof(ranker) + ARENA + 2 * 4096);
-  if (!memory) { unmap(map, bytes); code = RANKER_NO_MEMORY; return nullptr; }
+  if (!memory) {
+    unmap(map, bytes);
+    code = RANKER_NO_MEMORY;
+    return nullptr;
+  }
   ranker *r = (ranker *)(((uintptr_t)memory + 63) / 64 * 64);
-  r->memory = memory; r->map = map; r->mapped = bytes;
+  r->memory = memory;
+  r->map = map;
+  r->mapped = bytes;
   r->arena = (char *)(((uintptr_t)(r + 1) + 4095) / 4096 * 4096);
   for (uint32_t i = 0; i < ARRAYS; i++) {
-    uint64_t at; memcpy(&at, map + 32 + 16 * i, 8); memcpy(&r->rows[i], map + 40 + 16 * i, 8);
+    uint64_t at;
+    memcpy(&at, map + 32 + 16 * i, 8);
+    memcpy(&r->rows[i], map + 40 + 16 * i, 8);
     r->w[i] = map + at;
   }
   code = RANKER_OK;
@@ -175,13 +210,13 @@ def _feeds(code: Code) -> None:
     number = 0
     for i, spec in enumerate(code.plan.graph.inputs):
         item = SIZES[CTYPES[spec.dtype]]
-        whole = item * _product(spec.shape)
+        whole = item * math.prod(spec.shape)
         for half in spec.halves:
             columns = "nullptr"
             if half.columns is not None:
                 columns = f"(const int32_t *)r.w[{code.packed('indices', numbers=half.columns)}]"
             rows.append(f"  r.half[{number}] = {{(const char *)inputs[{i}] + at * {whole}, {whole // item}, {columns}}};")
-            n = _product(half.shape)
+            n = math.prod(half.shape)
             line = f"  r.half[{number}] = {{(const char *)inputs[{number}] + at * {n * item}, {n}, nullptr}};"
             (request if half.side == "request" else candidates).append(line)
             number += 1
@@ -201,14 +236,6 @@ def _outputs(code: Code) -> str:
             buffer = code.plan.buffers[place.buffer]
             source = f"(const {kind} *)(r.arena + {buffer.offset + place.at * SIZES[buffer.ctype]})"
             stride = f"{buffer.stride}" if node.side == "candidate" else f"q * {buffer.stride}"
-        lines.append(
-            f"  for (i64 m = 0; m < M; m++) memcpy(({kind} *)outputs[{i}] + (at + m) * {n}, {source} + m * ({stride}), {n} * sizeof({kind}));"
-        )
+        lines.append(f"  {kind} *y{i} = ({kind} *)outputs[{i}] + at * {n};")
+        lines.append(f"  for (i64 m = 0; m < M; m++) memcpy(y{i} + m * {n}, {source} + m * ({stride}), {n} * sizeof({kind}));")
     return "\n".join([*lines, "}", ""])
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    n = 1
-    for d in shape:
-        n *= d
-    return n

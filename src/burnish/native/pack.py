@@ -47,12 +47,19 @@ def _quantize(entry: Entry) -> np.ndarray:
     return np.array([-zero_point, 255 - zero_point, zero_point], np.float32)
 
 
-def _last_ids(entry: Entry) -> np.ndarray:
-    """The highest id that each column of an input's half may hold, all bits set where ids are not bounded."""
+def _bounds(entry: Entry) -> np.ndarray:
+    """(2, columns): the lowest and the highest value that each column of an input's half may hold; any where it has no bound."""
     half = entry.nodes[0]["half"]
     columns = half.columns if half.columns is not None else range(half.shape[0] if half.shape else 1)
-    bounds = [entry.facts[c] if isinstance(entry.facts, tuple) else entry.facts for c in columns]
-    return np.array([(1 << 64) - 1 if b is None else b - 1 for b in bounds], np.uint64)
+    limits = [entry.facts[c] if isinstance(entry.facts, tuple) else entry.facts for c in columns]
+    dtype = np.dtype(half.dtype)
+    if dtype.kind == "f":
+        low, top = -np.inf, np.inf
+        high = [top if n is None else np.nextafter(dtype.type(n), dtype.type(-np.inf)) for n in limits]
+    else:
+        low, top = np.iinfo(dtype).min, np.iinfo(dtype).max
+        high = [top if n is None else min(n - 1, top) for n in limits]
+    return np.array([[low if n is None else 0 for n in limits], high], dtype)
 
 
 LAYOUTS: dict[str, Callable[[Entry], np.ndarray]] = {
@@ -67,7 +74,7 @@ LAYOUTS: dict[str, Callable[[Entry], np.ndarray]] = {
     "few_u8": lambda e: linear.pack_few(_linear_weight(e)),
     "zero_point_sums": lambda e: linear.zero_point_sums(_linear_weight(e), e.nodes[1]["zero_point"]),
     "quantize": _quantize,
-    "last_ids": _last_ids,
+    "bounds": _bounds,
     "indices": lambda e: np.array(e.numbers, np.int32),
 }
 
@@ -79,7 +86,7 @@ def signature(entries: Sequence[Entry]) -> bytes:
 
 
 def _shape(layout: str, node: Node) -> str:
-    if layout == "last_ids":
+    if layout == "bounds":
         return str(node["half"].shape)
     return f"{node.dtype} {node.shape[1:] if layout == 'table' else node.shape}"
 

@@ -1,4 +1,7 @@
-"""C++ text -> shared library, through the clang of the `ziglang` wheel or a system compiler; kept by content, so a second build is a lookup."""
+"""C++ text -> shared library, through the clang of the `ziglang` wheel or a system compiler.
+
+Libraries are kept by content, so a second build is a lookup. Commands are lists; nothing passes through a shell.
+"""
 
 from __future__ import annotations
 
@@ -93,14 +96,14 @@ def build(text: str, isa: str, flags: Sequence[str], compiler: str | None = None
     with tempfile.TemporaryDirectory(dir=kept.parent) as work:
         source, out = Path(work) / "ranker.cpp", Path(work) / "ranker.so"
         source.write_text(text)
-        line = command(isa, flags, source, out, compiler, extra)
+        words = command(isa, flags, source, out, compiler, extra)
         if int(os.environ.get("BURNISH_DEBUG") or 0) >= 4:
-            print(" ".join(line), file=sys.stderr)
-        done = subprocess.run(line, capture_output=True, text=True)
+            print(" ".join(words), file=sys.stderr)
+        done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode != 0:
             keep = kept.parent / f"{key}.cpp"
             keep.write_text(text)
-            first = next((l for l in done.stderr.splitlines() if "error" in l), done.stderr.strip()[:200])
+            first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
             raise BuildError(f"{compiler} could not compile the generated program ({keep}): {first}. Please report it with that file")
         os.replace(out, kept)
     return kept

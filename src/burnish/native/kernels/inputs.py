@@ -6,18 +6,27 @@ from burnish.native.code import Code
 from burnish.native.plan import Step, ctype, size
 
 TEMPLATE = r"""
-// `columns`: null, or where in the caller's row each of the half's columns of INNER values lies. `last`: the highest id of a column.
+// `columns`: null, or where in the caller's row each of the half's columns of INNER values lies. `bounds`: the lowest value of each
+// column, then the highest of each, as inputs.check_array has them.
 template <class T, int COLUMNS, int INNER, bool BOUNDED>
-INL void read_input(ranker &r, int half, i64 M, const uint64_t *last, T *y, i64 stride) {
+INL void read_input(ranker &r, int half, i64 M, const T *bounds, T *y, i64 stride) {
   const ranker::Half &h = r.half[half];
   const T *x = (const T *)h.rows;
   for (i64 m = 0; m < M; m++, x += h.stride, y += stride) {
-    if (h.columns) for (int c = 0; c < COLUMNS; c++) for (int i = 0; i < INNER; i++) y[c * INNER + i] = x[h.columns[c] * INNER + i];
-    else memcpy(y, x, COLUMNS * INNER * sizeof(T));
+    if (h.columns)
+      for (int c = 0; c < COLUMNS; c++)
+        for (int i = 0; i < INNER; i++) y[c * INNER + i] = x[h.columns[c] * INNER + i];
+    else
+      memcpy(y, x, COLUMNS * INNER * sizeof(T));
     if constexpr (BOUNDED) {
       int bad = 0;
-      for (int c = 0; c < COLUMNS; c++) for (int i = 0; i < INNER; i++) bad |= (uint64_t)(i64)y[c * INNER + i] > last[c];
-      if (__builtin_expect(bad, 0) && !r.bad) { r.bad = RANKER_BAD_INPUT; r.bad_table = half; r.bad_row = r.first_row + m; }
+      for (int c = 0; c < COLUMNS; c++)
+        for (int i = 0; i < INNER; i++) bad |= (y[c * INNER + i] < bounds[c]) | (y[c * INNER + i] > bounds[COLUMNS + c]);
+      if (__builtin_expect(bad, 0) && !r.bad) {
+        r.bad = RANKER_BAD_INPUT;
+        r.bad_table = half;
+        r.bad_row = r.first_row + m;
+      }
     }
   }
 }
@@ -31,10 +40,12 @@ def emit(code: Code, step: Step) -> None:
     columns = half.shape[0] if half.shape else 1
     spec = next(spec for spec in code.plan.graph.inputs if spec.name == half.name)
     halves = [h for s in code.plan.graph.inputs for h in s.halves]
-    bounded = spec.cardinality is not None and spec.dtype in ("int64", "int32")
-    last = code.pointer("uint64_t", "last_ids", node, facts=spec.cardinality) if bounded else "nullptr"
+    bounded = spec.cardinality is not None and spec.dtype != "bool"
+    bounds = f"({ctype(node)} *)nullptr"
+    if bounded:
+        bounds = code.pointer(ctype(node), "bounds", node, facts=spec.cardinality)
     y = code.write(node)
     code.add(
         f"read_input<{ctype(node)}, {columns}, {size(node) // columns}, {'true' if bounded else 'false'}>"
-        f"(r, {halves.index(half)}, M, {last}, {y.name}, {y.stride});"
+        f"(r, {halves.index(half)}, M, {bounds}, {y.name}, {y.stride});"
     )

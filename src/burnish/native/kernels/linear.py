@@ -23,20 +23,31 @@ TILES = {16: (6, 4), 8: (4, 2), 4: (4, 2)}  # lanes -> rows and vectors of a til
 
 TEMPLATE = r"""
 // Dot<A, W>: how many inputs one step takes, and acc + a . w for LANES outputs
-template <int S> struct DotF32 {
-  using A = float; using W = float; using Acc = F; using X = F;
+struct DotF32 {
+  using A = float;
+  using W = float;
+  using Acc = F;
+  using X = F;
   static constexpr int group = 1;
-  static INL X spread(const A *p) { return splat(*p); }
-  static INL void step(Acc &acc, X a, const W *w) { acc = muladd(a, load(w), acc); }
-  static INL Acc start(F x) { return x; }
-  static INL F total(Acc acc, F) { return acc; }
+  static INLINE X spread(const A *p) { return splat(*p); }
+  static INLINE void step(Acc &acc, X a, const W *w) { acc = muladd(a, load(w), acc); }
+  static INLINE Acc start(F x) { return x; }
+  static INLINE F total(Acc acc, F) { return acc; }
 };
-template <int S> struct DotBF16 {  // pairs of bfloat16 in one 32-bit lane
-  using A = uint16_t; using W = uint16_t; using Acc = F; using X = I;
+struct DotBF16 { // pairs of bfloat16 in one 32-bit lane
+  using A = uint16_t;
+  using W = uint16_t;
+  using Acc = F;
+  using X = I;
   static constexpr int group = 2;
-  static INL X spread(const A *p) { int32_t v; memcpy(&v, p, 4); return splat(v); }
-  static INL void step(Acc &acc, X a, const W *w) {
-    I b; memcpy(&b, w, sizeof b);
+  static INLINE X spread(const A *p) {
+    int32_t v;
+    memcpy(&v, p, 4);
+    return splat(v);
+  }
+  static INLINE void step(Acc &acc, X a, const W *w) {
+    I b;
+    memcpy(&b, w, sizeof b);
 #if defined(__AVX512BF16__)
     acc = (F)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
 #else
@@ -44,80 +55,131 @@ template <int S> struct DotBF16 {  // pairs of bfloat16 in one 32-bit lane
     acc = muladd(float_of(a & (int32_t)0xffff0000), float_of(b & (int32_t)0xffff0000), acc);
 #endif
   }
-  static INL Acc start(F x) { return x; }
-  static INL F total(Acc acc, F) { return acc; }
+  static INLINE Acc start(F x) { return x; }
+  static INLINE F total(Acc acc, F) { return acc; }
 };
 #if defined(__AVX512VNNI__)
-template <int S> struct DotU8 {
-  using A = uint8_t; using W = int8_t; using Acc = I; using X = I;
+struct DotU8 {
+  using A = uint8_t;
+  using W = int8_t;
+  using Acc = I;
+  using X = I;
   static constexpr int group = 4;
-  static INL X spread(const A *p) { int32_t v; memcpy(&v, p, 4); return splat(v); }
-  static INL void step(Acc &acc, X a, const W *w) { I b; memcpy(&b, w, sizeof b); acc = (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b); }
-  static INL Acc start(I x) { return x; }
-  static INL I total(Acc acc, I) { return acc; }
+  static INLINE X spread(const A *p) {
+    int32_t v;
+    memcpy(&v, p, 4);
+    return splat(v);
+  }
+  static INLINE void step(Acc &acc, X a, const W *w) {
+    I b;
+    memcpy(&b, w, sizeof b);
+    acc = (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+  }
+  static INLINE Acc start(I x) { return x; }
+  static INLINE I total(Acc acc, I) { return acc; }
 };
-#elif defined(__AVX512F__)  // bytes widened to 16 bits: products and pair sums are exact
-template <int S> struct DotU8 {
-  using A = uint8_t; using W = int8_t; using X = __m512i;
-  struct Acc { __m512i low, high; };
+#elif defined(__AVX512F__) // bytes widened to 16 bits: products and pair sums are exact
+struct DotU8 {
+  using A = uint8_t;
+  using W = int8_t;
+  using X = __m512i;
+  struct Acc {
+    __m512i low, high;
+  };
   static constexpr int group = 4;
-  static INL X spread(const A *p) { int32_t v; memcpy(&v, p, 4); return _mm512_cvtepu8_epi16(_mm256_set1_epi32(v)); }
-  static INL void step(Acc &acc, X a, const W *w) {
+  static INLINE X spread(const A *p) {
+    int32_t v;
+    memcpy(&v, p, 4);
+    return _mm512_cvtepu8_epi16(_mm256_set1_epi32(v));
+  }
+  static INLINE void step(Acc &acc, X a, const W *w) {
     acc.low = _mm512_add_epi32(acc.low, _mm512_madd_epi16(a, _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)w))));
     acc.high = _mm512_add_epi32(acc.high, _mm512_madd_epi16(a, _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(w + 32)))));
   }
-  static INL Acc start(I) { return {}; }
-  static INL I total(Acc acc, I begun) {  // lanes 2i and 2i+1 are the two halves of output i
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    return begun + (I)_mm512_add_epi32(_mm512_permutex2var_epi32(acc.low, even, acc.high), _mm512_permutex2var_epi32(acc.low, odd, acc.high));
+  static INLINE Acc start(I) { return {}; }
+  static INLINE I total(Acc acc, I begun) { // lanes 2i and 2i+1 are the two halves of output i
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
+                  odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    return begun +
+           (I)_mm512_add_epi32(_mm512_permutex2var_epi32(acc.low, even, acc.high), _mm512_permutex2var_epi32(acc.low, odd, acc.high));
   }
 };
 #elif defined(__AVX2__)
-template <int S> struct DotU8 {
-  using A = uint8_t; using W = int8_t; using X = __m256i;
-  struct Acc { __m256i low, high; };
+struct DotU8 {
+  using A = uint8_t;
+  using W = int8_t;
+  using X = __m256i;
+  struct Acc {
+    __m256i low, high;
+  };
   static constexpr int group = 4;
-  static INL X spread(const A *p) { int32_t v; memcpy(&v, p, 4); return _mm256_cvtepu8_epi16(_mm_set1_epi32(v)); }
-  static INL void step(Acc &acc, X a, const W *w) {
+  static INLINE X spread(const A *p) {
+    int32_t v;
+    memcpy(&v, p, 4);
+    return _mm256_cvtepu8_epi16(_mm_set1_epi32(v));
+  }
+  static INLINE void step(Acc &acc, X a, const W *w) {
     acc.low = _mm256_add_epi32(acc.low, _mm256_madd_epi16(a, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w))));
     acc.high = _mm256_add_epi32(acc.high, _mm256_madd_epi16(a, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16)))));
   }
-  static INL Acc start(I) { return {}; }
-  static INL I total(Acc acc, I begun) { return begun + (I)_mm256_permute4x64_epi64(_mm256_hadd_epi32(acc.low, acc.high), 0xd8); }
+  static INLINE Acc start(I) { return {}; }
+  static INLINE I total(Acc acc, I begun) { return begun + (I)_mm256_permute4x64_epi64(_mm256_hadd_epi32(acc.low, acc.high), 0xd8); }
 };
 #else
-template <int S> struct DotU8 {
-  using A = uint8_t; using W = int8_t; using Acc = I; using X = I;
+struct DotU8 {
+  using A = uint8_t;
+  using W = int8_t;
+  using Acc = I;
+  using X = I;
   static constexpr int group = 4;
-  static INL X spread(const A *p) { int32_t v; memcpy(&v, p, 4); return splat(v); }
-  static INL void step(Acc &acc, X a, const W *w) {  // little-endian lanes: input j of the group is byte j
-    I b; memcpy(&b, w, sizeof b);
-    UNROLL for (int j = 0; j < 4; j++) acc += ((a >> 8 * j) & 255) * ((b << (24 - 8 * j)) >> 24);
+  static INLINE X spread(const A *p) {
+    int32_t v;
+    memcpy(&v, p, 4);
+    return splat(v);
   }
-  static INL Acc start(I x) { return x; }
-  static INL I total(Acc acc, I) { return acc; }
+  static INLINE void step(Acc &acc, X a, const W *w) { // little-endian lanes: input j of the group is byte j
+    I b;
+    memcpy(&b, w, sizeof b);
+    UNROLL
+    for (int j = 0; j < 4; j++) acc += ((a >> 8 * j) & 255) * ((b << (24 - 8 * j)) >> 24);
+  }
+  static INLINE Acc start(I x) { return x; }
+  static INLINE I total(Acc acc, I) { return acc; }
 };
 #endif
 // A tile of MR rows and NV vectors of outputs, from vector `first` of NALL; k runs over groups of inputs. WHOLE: no vector is cut short.
 template <class Dot, int NALL, int KG, bool WHOLE, int MR, int NV, class Row, class Begin, class End>
 INL void tile(int t, const typename Dot::W *w, int first, Row row, Begin begin, End end) {
   using W = typename Dot::W;
-  constexpr int WIDE = 64 / LANES, G = Dot::group;  // vectors of a panel
+  constexpr int WIDE = 64 / LANES, G = Dot::group; // vectors of a panel
   typename Dot::Acc acc[MR][NV];
-  const W *at[NV]; int step[NV]; const typename Dot::A *a[MR];
-  UNROLL for (int j = 0; j < NV; j++) {
+  const W *at[NV];
+  int step[NV];
+  const typename Dot::A *a[MR];
+  UNROLL
+  for (int j = 0; j < NV; j++) {
     int panel = (first + j) / WIDE, left = NALL - panel * WIDE, wide = left < WIDE ? left : WIDE;
     at[j] = w + (i64)panel * WIDE * LANES * G * KG + (first + j - panel * WIDE) * LANES * G;
     step[j] = wide * LANES * G;
   }
-  UNROLL for (int i = 0; i < MR; i++) { a[i] = row(t + i); UNROLL for (int j = 0; j < NV; j++) acc[i][j] = Dot::start(begin((first + j) * LANES)); }
-  ROLLED for (int k = 0; k < KG; k++) {
-    UNROLL for (int i = 0; i < MR; i++) {
+  UNROLL
+  for (int i = 0; i < MR; i++) {
+    a[i] = row(t + i);
+    UNROLL
+    for (int j = 0; j < NV; j++) acc[i][j] = Dot::start(begin((first + j) * LANES));
+  }
+  ROLLED
+  for (int k = 0; k < KG; k++) {
+    UNROLL
+    for (int i = 0; i < MR; i++) {
       auto x = Dot::spread(a[i] + k * G);
-      UNROLL for (int j = 0; j < NV; j++) Dot::step(acc[i][j], x, at[j] + (i64)k * step[j]);
+      UNROLL
+      for (int j = 0; j < NV; j++) Dot::step(acc[i][j], x, at[j] + (i64)k * step[j]);
     }
   }
-  UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < NV; j++) end(t + i, (first + j) * LANES, Dot::total(acc[i][j], begin((first + j) * LANES)), C<WHOLE>{});
+  UNROLL
+  for (int i = 0; i < MR; i++) UNROLL
+  for (int j = 0; j < NV; j++) end(t + i, (first + j) * LANES, Dot::total(acc[i][j], begin((first + j) * LANES)), C<WHOLE>{});
 }
 template <class Dot, int NALL, int KG, bool WHOLE, int MR, int NV, class Row, class Begin, class End>
 INL void columns(int T, int &t, const typename Dot::W *w, int first, Row row, Begin begin, End end) {
@@ -128,14 +190,16 @@ INL void columns(int T, int &t, const typename Dot::W *w, int first, Row row, Be
 template <class Dot, int N, int KG, int MR, int NV, class Row, class Begin, class End>
 INL void products(int T, const typename Dot::W *w, Row row, Begin begin, End end) {
   constexpr int NALL = (N + 15) / 16 * 16 / LANES, REST = NALL % NV;
-  constexpr bool WHOLE = REST != 0 ? N >= (NALL - REST) * LANES : N % LANES == 0;  // in the main loop
-  if (T == 1) {  // one row: as many outputs in flight as the registers hold
+  constexpr bool WHOLE = REST != 0 ? N >= (NALL - REST) * LANES : N % LANES == 0; // in the main loop
+  if (T == 1) { // one row: as many outputs in flight as the registers hold
     constexpr int LONG = NALL < MR * NV ? NALL : MR * NV > 16 ? 16 : MR * NV, LAST = NALL % LONG;
-    ROLLED for (int v = 0; v + LONG <= NALL; v += LONG) tile<Dot, NALL, KG, N % LANES == 0, 1, LONG>(0, w, v, row, begin, end);
+    ROLLED
+    for (int v = 0; v + LONG <= NALL; v += LONG) tile<Dot, NALL, KG, N % LANES == 0, 1, LONG>(0, w, v, row, begin, end);
     if constexpr (LAST != 0) tile<Dot, NALL, KG, N % LANES == 0, 1, LAST>(0, w, NALL - LAST, row, begin, end);
     return;
   }
-  ROLLED for (int v = 0; v + NV <= NALL; v += NV) {
+  ROLLED
+  for (int v = 0; v + NV <= NALL; v += NV) {
     int t = 0;
     columns<Dot, NALL, KG, WHOLE, MR, NV>(T, t, w, v, row, begin, end);
     if constexpr (MR > 4) columns<Dot, NALL, KG, WHOLE, 4, NV>(T, t, w, v, row, begin, end);
@@ -152,18 +216,25 @@ INL void products(int T, const typename Dot::W *w, Row row, Begin begin, End end
 template <int K> INL float dot_few(const float *a, const float *w) {
   F acc[4] = {};
   constexpr int WHOLE = K / LANES * LANES;
-  ROLLED for (int k = 0; k + 4 * LANES <= WHOLE; k += 4 * LANES) UNROLL for (int j = 0; j < 4; j++) acc[j] = muladd(load(a + k + j * LANES), load(w + k + j * LANES), acc[j]);
-  UNROLL for (int j = 0, k = WHOLE / (4 * LANES) * 4 * LANES; k < WHOLE; k += LANES, j++) acc[j] = muladd(load(a + k), load(w + k), acc[j]);
+  ROLLED
+  for (int k = 0; k + 4 * LANES <= WHOLE; k += 4 * LANES) UNROLL
+  for (int j = 0; j < 4; j++) acc[j] = muladd(load(a + k + j * LANES), load(w + k + j * LANES), acc[j]);
+  UNROLL
+  for (int j = 0, k = WHOLE / (4 * LANES) * 4 * LANES; k < WHOLE; k += LANES, j++) acc[j] = muladd(load(a + k), load(w + k), acc[j]);
   float sum = sum_of((acc[0] + acc[1]) + (acc[2] + acc[3]));
   for (int k = WHOLE; k < K; k++) sum += a[k] * w[k];
   return sum;
 }
 template <int K> INL int32_t dot_few(const uint8_t *a, const int8_t *w) {
-  int32_t sum = 0; int k = 0;
+  int32_t sum = 0;
+  int k = 0;
 #if defined(__AVX512VNNI__)
   __m512i acc = _mm512_setzero_si512();
   for (; k + 64 <= K; k += 64) acc = _mm512_dpbusd_epi32(acc, _mm512_loadu_si512(a + k), _mm512_loadu_si512(w + k));
-  if constexpr (K % 64 != 0) { acc = _mm512_dpbusd_epi32(acc, _mm512_maskz_loadu_epi8(~0ull >> (64 - K % 64), a + k), _mm512_loadu_si512(w + k)); k = K; }
+  if constexpr (K % 64 != 0) {
+    acc = _mm512_dpbusd_epi32(acc, _mm512_maskz_loadu_epi8(~0ull >> (64 - K % 64), a + k), _mm512_loadu_si512(w + k));
+    k = K;
+  }
   sum = _mm512_reduce_add_epi32(acc);
 #endif
   for (; k < K; k++) sum += (int32_t)a[k] * w[k];
@@ -175,7 +246,8 @@ template <int K> INL void to_bf16(const float *x, uint16_t *y) {
   for (int k = 0; k < WHOLE; k += LANES) store(y + k, to<uint16_t>(V<uint32_t>(bits_of(v_round_bf16(load(x + k)))) >> 16));
   if constexpr (WHOLE != K) {
     V<uint16_t> last = to<uint16_t>(V<uint32_t>(bits_of(v_round_bf16(load(x + WHOLE)))) >> 16);
-    uint16_t lanes[LANES]; memcpy(lanes, &last, sizeof last);
+    uint16_t lanes[LANES];
+    memcpy(lanes, &last, sizeof last);
     for (int k = WHOLE; k < K; k++) y[k] = lanes[k - WHOLE];
     if (K % 2) y[K] = 0;
   }
@@ -214,7 +286,7 @@ def few(node: Node) -> bool:
 
 GROUP = {"f32": 1, "bf16": 2, "u8": 4}
 ELEMENT = {"f32": "float", "bf16": "uint16_t", "u8": "int8_t"}
-DOT = {"f32": "DotF32<0>", "bf16": "DotBF16<0>", "u8": "DotU8<0>"}
+DOT = {"f32": "DotF32", "bf16": "DotBF16", "u8": "DotU8"}
 
 
 def emit(code: Code, step: Step) -> None:

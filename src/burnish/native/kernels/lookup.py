@@ -13,33 +13,66 @@ from burnish.native.plan import Step, size
 
 TEMPLATE = r"""
 // Tables: get(id, c) gives LANES values of a row from column c on
-struct TableF32 { const float *p; const float *unused; template <int W> INL_MEMBER F get(i64 id, int c) const { return load(p + id * W + c); }
-  template <int W> INL_MEMBER const void *at(i64 id) const { return p + id * W; } };
-struct TableBF16 { const uint16_t *p; const float *unused; template <int W> INL_MEMBER F get(i64 id, int c) const { return float_of(I(to<uint32_t>(load(p + id * W + c)) << 16)); }
-  template <int W> INL_MEMBER const void *at(i64 id) const { return p + id * W; } };
-struct TableF16 { const uint16_t *p; const float *unused; template <int W> INL_MEMBER F get(i64 id, int c) const { return widen_f16(load(p + id * W + c)); }
-  template <int W> INL_MEMBER const void *at(i64 id) const { return p + id * W; } };
-struct TableS8 { const int8_t *p; const float *scale; template <int W> INL_MEMBER F get(i64 id, int c) const { return to<float>(to<int32_t>(load(p + id * W + c))) * splat(scale[id]); }
-  template <int W> INL_MEMBER const void *at(i64 id) const { return p + id * W; } };
-struct TableS4 { const uint8_t *p; const float *scale; template <int W> INL_MEMBER F get(i64 id, int c) const {  // the even column in the low nibble
-    I v = {}; const uint8_t *row = p + id * (W / 2) + c / 2;
-    UNROLL for (int i = 0; i < LANES; i++) v[i] = (int32_t)((uint32_t)row[i / 2] << (i % 2 ? 24 : 28)) >> 28;
-    return to<float>(v) * splat(scale[id]); }
-  template <int W> INL_MEMBER const void *at(i64 id) const { return p + id * (W / 2); } };
+struct TableF32 {
+  const float *p;
+  const float *unused;
+  template <int W> INLINE F get(i64 id, int c) const { return load(p + id * W + c); }
+  template <int W> INLINE const void *at(i64 id) const { return p + id * W; }
+};
+struct TableBF16 {
+  const uint16_t *p;
+  const float *unused;
+  template <int W> INLINE F get(i64 id, int c) const { return float_of(I(to<uint32_t>(load(p + id * W + c)) << 16)); }
+  template <int W> INLINE const void *at(i64 id) const { return p + id * W; }
+};
+struct TableF16 {
+  const uint16_t *p;
+  const float *unused;
+  template <int W> INLINE F get(i64 id, int c) const { return widen_f16(load(p + id * W + c)); }
+  template <int W> INLINE const void *at(i64 id) const { return p + id * W; }
+};
+struct TableS8 {
+  const int8_t *p;
+  const float *scale;
+  template <int W> INLINE F get(i64 id, int c) const { return to<float>(to<int32_t>(load(p + id * W + c))) * splat(scale[id]); }
+  template <int W> INLINE const void *at(i64 id) const { return p + id * W; }
+};
+struct TableS4 {
+  const uint8_t *p;
+  const float *scale;
+  template <int W> INLINE F get(i64 id, int c) const { // the even column in the low nibble
+    I v = {};
+    const uint8_t *row = p + id * (W / 2) + c / 2;
+    UNROLL
+    for (int i = 0; i < LANES; i++) v[i] = (int32_t)((uint32_t)row[i / 2] << (i % 2 ? 24 : 28)) >> 28;
+    return to<float>(v) * splat(scale[id]);
+  }
+  template <int W> INLINE const void *at(i64 id) const { return p + id * (W / 2); }
+};
 INL i64 checked(ranker &r, i64 id, i64 rows, int table, i64 m) {
   if (__builtin_expect((uint64_t)id < (uint64_t)rows, 1)) return id;
-  if (!r.bad) { r.bad = RANKER_BAD_ID; r.bad_table = table; r.bad_row = r.first_row + m; r.bad_id = id; }
+  if (!r.bad) {
+    r.bad = RANKER_BAD_ID;
+    r.bad_table = table;
+    r.bad_row = r.first_row + m;
+    r.bad_id = id;
+  }
   return 0;
 }
 template <int W, class T> INL void lookup_row(const T &table, i64 id, float *y) {
-  UNROLL for (int c = 0; c < W / LANES * LANES && c < 256; c += LANES) store(y + c, table.template get<W>(id, c));
-  ROLLED for (int c = 256; c < W / LANES * LANES; c += LANES) store(y + c, table.template get<W>(id, c));
+  UNROLL
+  for (int c = 0; c < W / LANES * LANES && c < 256; c += LANES) store(y + c, table.template get<W>(id, c));
+  ROLLED
+  for (int c = 256; c < W / LANES * LANES; c += LANES) store(y + c, table.template get<W>(id, c));
   if constexpr (W % LANES != 0) store_some(y + W / LANES * LANES, table.template get<W>(id, W / LANES * LANES), W % LANES);
 }
 enum { BAG_SUM, BAG_MEAN, BAG_MAX };
 template <int W, int LENGTH, int MODE, bool WEIGHTED, class T, class Id>
-INL void bag_row(const T &table, const Id *ids, i64 rows, ranker &r, int number, i64 m, bool ignoring, i64 ignore, const float *weights, float *y) {
-  i64 kept[LENGTH]; float factor[LENGTH]; int n = 0;
+INL void bag_row(const T &table, const Id *ids, i64 rows, ranker &r, int number, i64 m, bool ignoring, i64 ignore, const float *weights,
+                 float *y) {
+  i64 kept[LENGTH];
+  float factor[LENGTH];
+  int n = 0;
   for (int l = 0; l < LENGTH; l++) {
     if (ignoring && (i64)ids[l] == ignore) continue;
     kept[n] = checked(r, ids[l], rows, number, m);
@@ -51,8 +84,10 @@ INL void bag_row(const T &table, const Id *ids, i64 rows, ranker &r, int number,
     for (int l = 0; l < n; l++) {
       F v = table.template get<W>(kept[l], c);
       if constexpr (WEIGHTED) v = v * splat(factor[l]);
-      if constexpr (MODE == BAG_MAX) acc = (v > acc) | (v != v) ? v : acc;
-      else acc = acc + v;
+      if constexpr (MODE == BAG_MAX)
+        acc = ((v > acc) | (v != v)) ? v : acc;
+      else
+        acc = acc + v;
     }
     if constexpr (MODE == BAG_MEAN) acc = acc / splat((float)(n ? n : 1));
     int lanes = W - c < LANES ? W - c : LANES;

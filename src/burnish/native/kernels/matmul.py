@@ -11,24 +11,32 @@ from burnish.native.plan import Step
 TEMPLATE = r"""
 template <int R, int NV, int K, int N, int TAIL> INL void matmul_tile(const float *a, const float *b, float *y) {
   F acc[R][NV] = {};
-  ROLLED for (int k = 0; k < K; k++) UNROLL for (int j = 0; j < NV; j++) {
+  ROLLED
+  for (int k = 0; k < K; k++) UNROLL
+  for (int j = 0; j < NV; j++) {
     F v = load(b + (i64)k * N + j * LANES);
-    UNROLL for (int i = 0; i < R; i++) acc[i][j] = muladd(splat(a[i * K + k]), v, acc[i][j]);
+    UNROLL
+    for (int i = 0; i < R; i++) acc[i][j] = muladd(splat(a[i * K + k]), v, acc[i][j]);
   }
-  UNROLL for (int i = 0; i < R; i++) UNROLL for (int j = 0; j < NV; j++) put(y + (i64)i * N + j * LANES, acc[i][j], j == NV - 1 ? TAIL : LANES);
+  UNROLL
+  for (int i = 0; i < R; i++) UNROLL
+  for (int j = 0; j < NV; j++) put(y + (i64)i * N + j * LANES, acc[i][j], j == NV - 1 ? TAIL : LANES);
 }
 template <int M, int K, int N, int NV, int TAIL> INL void matmul_columns(const float *a, const float *b, float *y) {
   constexpr int R = LANES == 16 ? 6 : 4;
   int i = 0;
-  ROLLED for (; i + R <= M; i += R) matmul_tile<R, NV, K, N, TAIL>(a + i * K, b, y + (i64)i * N);
+  ROLLED
+  for (; i + R <= M; i += R) matmul_tile<R, NV, K, N, TAIL>(a + i * K, b, y + (i64)i * N);
   if constexpr (M % R != 0) matmul_tile<M % R, NV, K, N, TAIL>(a + i * K, b, y + (i64)i * N);
 }
 template <int M, int K, int N> INL void matmul_row(const float *a, const float *b, float *y) {
-  if constexpr (N == 1) { for (int i = 0; i < M; i++) y[i] = dot_few<K>(a + i * K, b); }
-  else {
+  if constexpr (N == 1) {
+    for (int i = 0; i < M; i++) y[i] = dot_few<K>(a + i * K, b);
+  } else {
     constexpr int NV = LANES == 16 ? 4 : 2, ALL = (N + LANES - 1) / LANES, REST = ALL % NV, LAST = N - (ALL - 1) * LANES;
     constexpr int WHOLE = REST || LAST == LANES ? ALL / NV : ALL / NV - 1;
-    ROLLED for (int j = 0; j < WHOLE; j++) matmul_columns<M, K, N, NV, LANES>(a, b + j * NV * LANES, y + j * NV * LANES);
+    ROLLED
+    for (int j = 0; j < WHOLE; j++) matmul_columns<M, K, N, NV, LANES>(a, b + j * NV * LANES, y + j * NV * LANES);
     constexpr int DONE = WHOLE * NV * LANES, LEFT = ALL - WHOLE * NV;
     if constexpr (LEFT != 0) matmul_columns<M, K, N, LEFT, LAST>(a, b + DONE, y + DONE);
   }

@@ -15,7 +15,9 @@ from burnish.native.plan import Step, ctype, size
 TEMPLATE = r"""
 template <int N, class T> INL void copy_run(const T *x, T *y) { memcpy(y, x, N * sizeof(T)); }
 template <int OUTER, int N, int TAKEN, int INNER, class T> INL void take_row(const T *x, const int32_t *indices, T *y) {
-  for (int o = 0; o < OUTER; o++, x += N * INNER) for (int i = 0; i < TAKEN; i++, y += INNER) for (int c = 0; c < INNER; c++) y[c] = x[indices[i] * INNER + c];
+  for (int o = 0; o < OUTER; o++, x += N * INNER)
+    for (int i = 0; i < TAKEN; i++, y += INNER)
+      for (int c = 0; c < INNER; c++) y[c] = x[indices[i] * INNER + c];
 }
 """
 

@@ -6,16 +6,20 @@ from burnish.native.code import Code
 from burnish.native.plan import Step
 
 TEMPLATE = r"""
-template <int T, int I_, int H> INL void gru_row(const float *x, const float *h0, const float *w_ih, const float *w_hh, const float *b_ih, const float *b_hh, float *scratch, float *y) {
+template <int T, int I_, int H>
+INL void gru_row(const float *x, const float *h0, const float *w_ih, const float *w_hh, const float *b_ih, const float *b_hh,
+                 float *scratch, float *y) {
   constexpr int G = (3 * H + 15) / 16 * 16;
   float *in = scratch, *back = scratch + T * G;
   auto zero = [](int) FORCE { return F{}; };
   auto write_in = [&](int t, int o, auto sums, auto) FORCE { store(in + t * G + o, sums + load(b_ih + o)); };
-  products<DotF32<0>, 3 * H, I_, (LANES == 16 ? 6 : 4), (LANES == 16 ? 4 : 2)>(T, w_ih, [&](int t) FORCE { return x + t * I_; }, zero, write_in);
+  products<DotF32, 3 * H, I_, (LANES == 16 ? 6 : 4), (LANES == 16 ? 4 : 2)>(
+      T, w_ih, [&](int t) FORCE { return x + t * I_; }, zero, write_in);
   const float *h = h0;
   for (int t = 0; t < T; t++) {
     auto write_back = [&](int, int o, auto sums, auto) FORCE { store(back + o, sums + load(b_hh + o)); };
-    products<DotF32<0>, 3 * H, H, (LANES == 16 ? 6 : 4), (LANES == 16 ? 4 : 2)>(1, w_hh, [&](int) FORCE { return h; }, zero, write_back);
+    products<DotF32, 3 * H, H, (LANES == 16 ? 6 : 4), (LANES == 16 ? 4 : 2)>(
+        1, w_hh, [&](int) FORCE { return h; }, zero, write_back);
     const float *g = in + t * G;
     for (int i = 0; i < H; i += LANES) {
       F reset = v_sigmoid(load(g + i) + load(back + i)), update = v_sigmoid(load(g + H + i) + load(back + H + i));

@@ -1,7 +1,7 @@
 """What runs along axes of a row: sums, means, extremes, products, softmax, layer norm, arg max, arg sort, running sums and products.
 
-A row is seen as (outer, n, inner), n being the axes in question; vectors run along `inner` when there is one, else along n itself. Sums have
-a fixed order: the same bits in any company.
+A row is seen as (outer, n, inner), n being the axes in question; vectors run along `inner` when there is one, else along n itself. Sums
+have a fixed order: the same bits in any company.
 """
 
 from __future__ import annotations
@@ -15,24 +15,35 @@ from burnish.native.plan import Step, ctype
 
 TEMPLATE = r"""
 enum { SUM_OF, MEAN_OF, MAX_OF, MIN_OF, PROD_OF };
-template <int KIND, class X> INL X both(X a, X b) {  // NaN wins in extremes
-  if constexpr (KIND == MAX_OF) return (b > a) | (b != b) ? b : a;
-  else if constexpr (KIND == MIN_OF) return (b < a) | (b != b) ? b : a;
-  else if constexpr (KIND == PROD_OF) return a * b;
-  else return a + b;
+template <int KIND, class X> INL X both(X a, X b) { // NaN wins in extremes
+  if constexpr (KIND == MAX_OF)
+    return ((b > a) | (b != b)) ? b : a;
+  else if constexpr (KIND == MIN_OF)
+    return ((b < a) | (b != b)) ? b : a;
+  else if constexpr (KIND == PROD_OF)
+    return a * b;
+  else
+    return a + b;
 }
 template <int KIND, int OUTER, int N, int INNER> INL void reduce_row(const float *x, float *y) {
   for (int o = 0; o < OUTER; o++, x += N * INNER, y += INNER) {
     if constexpr (INNER == 1) {
       constexpr int WHOLE = N / LANES * LANES;
-      float acc = KIND == PROD_OF ? 1.f : 0.f; int i = 0;
+      float acc = KIND == PROD_OF ? 1.f : 0.f;
+      int i = 0;
       if constexpr (WHOLE != 0) {
         F v = load(x);
         for (i = LANES; i < WHOLE; i += LANES) v = both<KIND>(v, load(x + i));
-        float lanes[LANES]; memcpy(lanes, &v, sizeof v);
-        UNROLL for (int n = LANES / 2; n; n /= 2) UNROLL for (int j = 0; j < n; j++) lanes[j] = both<KIND>(lanes[j], lanes[j + n]);
+        float lanes[LANES];
+        memcpy(lanes, &v, sizeof v);
+        UNROLL
+        for (int n = LANES / 2; n; n /= 2) UNROLL
+        for (int j = 0; j < n; j++) lanes[j] = both<KIND>(lanes[j], lanes[j + n]);
         acc = lanes[0];
-      } else { acc = x[0]; i = 1; }
+      } else {
+        acc = x[0];
+        i = 1;
+      }
       for (; i < N; i++) acc = both<KIND>(acc, x[i]);
       *y = KIND == MEAN_OF ? acc / (float)N : acc;
     } else {
@@ -45,13 +56,14 @@ template <int KIND, int OUTER, int N, int INNER> INL void reduce_row(const float
     }
   }
 }
-template <int KIND, int OUTER, int N, int INNER, class T> INL void reduce_row(const T *x, T *y) {  // other types, value by value
+template <int KIND, int OUTER, int N, int INNER, class T> INL void reduce_row(const T *x, T *y) { // other types, value by value
   using A = typename choose<(T)0.5 != 0, double, i64>::type;
-  for (int o = 0; o < OUTER; o++) for (int c = 0; c < INNER; c++) {
-    A acc = x[o * N * INNER + c];
-    for (int i = 1; i < N; i++) acc = both<KIND>(acc, (A)x[(o * N + i) * INNER + c]);
-    y[o * INNER + c] = (T)(KIND == MEAN_OF ? acc / N : acc);
-  }
+  for (int o = 0; o < OUTER; o++)
+    for (int c = 0; c < INNER; c++) {
+      A acc = x[o * N * INNER + c];
+      for (int i = 1; i < N; i++) acc = both<KIND>(acc, (A)x[(o * N + i) * INNER + c]);
+      y[o * INNER + c] = (T)(KIND == MEAN_OF ? acc / N : acc);
+    }
 }
 template <int OUTER, int N, int INNER> INL void softmax_row(const float *x, float *y) {
   for (int o = 0; o < OUTER; o++, x += N * INNER, y += N * INNER) {
@@ -62,11 +74,13 @@ template <int OUTER, int N, int INNER> INL void softmax_row(const float *x, floa
       reduce_row<SUM_OF, 1, N, 1>(y, sum);
       for (int i = 0; i < N; i += LANES) put(y + i, load(y + i) / splat(*sum), N - i < LANES ? N - i : LANES);
     } else {
-      for (int i = 0; i < N; i++) for (int c = 0; c < INNER; c += LANES)
-        put(y + i * INNER + c, v_exp(load(x + i * INNER + c) - load(top + c)), INNER - c < LANES ? INNER - c : LANES);
+      for (int i = 0; i < N; i++)
+        for (int c = 0; c < INNER; c += LANES)
+          put(y + i * INNER + c, v_exp(load(x + i * INNER + c) - load(top + c)), INNER - c < LANES ? INNER - c : LANES);
       reduce_row<SUM_OF, 1, N, INNER>(y, sum);
-      for (int i = 0; i < N; i++) for (int c = 0; c < INNER; c += LANES)
-        put(y + i * INNER + c, load(y + i * INNER + c) / load(sum + c), INNER - c < LANES ? INNER - c : LANES);
+      for (int i = 0; i < N; i++)
+        for (int c = 0; c < INNER; c += LANES)
+          put(y + i * INNER + c, load(y + i * INNER + c) / load(sum + c), INNER - c < LANES ? INNER - c : LANES);
     }
   }
 }
@@ -74,7 +88,10 @@ template <int OUTER, int N> INL void layernorm_row(const float *x, const float *
   for (int o = 0; o < OUTER; o++, x += N, y += N) {
     float mean[1], var[1];
     reduce_row<MEAN_OF, 1, N, 1>(x, mean);
-    for (int i = 0; i < N; i += LANES) { F c = load(x + i) - splat(*mean); put(y + i, c * c, N - i < LANES ? N - i : LANES); }
+    for (int i = 0; i < N; i += LANES) {
+      F c = load(x + i) - splat(*mean);
+      put(y + i, c * c, N - i < LANES ? N - i : LANES);
+    }
     reduce_row<MEAN_OF, 1, N, 1>(y, var);
     const float spread = sqrtf(*var + eps);
     for (int i = 0; i < N; i += LANES)
@@ -82,28 +99,45 @@ template <int OUTER, int N> INL void layernorm_row(const float *x, const float *
   }
 }
 template <int OUTER, int N, int INNER, class T> INL void argmax_row(const T *x, i64 *y) {
-  for (int o = 0; o < OUTER; o++) for (int c = 0; c < INNER; c++) {
-    const T *at = x + o * N * INNER + c; int best = 0;
-    for (int i = 1; i < N; i++) if (at[best * INNER] == at[best * INNER] && (at[i * INNER] > at[best * INNER] || at[i * INNER] != at[i * INNER])) best = i;
-    y[o * INNER + c] = best;
-  }
-}
-template <int OUTER, int N, int INNER, bool DESCENDING, class T> INL void argsort_row(const T *x, i64 *y) {  // stable; NaN counts as the largest
-  for (int o = 0; o < OUTER; o++) for (int c = 0; c < INNER; c++) {
-    const T *at = x + o * N * INNER + c; i64 *out = y + o * N * INNER + c;
-    auto before = [&](T a, T b) { bool nan_a = a != a, nan_b = b != b; if (nan_a || nan_b) return DESCENDING ? nan_a && !nan_b : nan_b && !nan_a; return DESCENDING ? a > b : a < b; };
-    for (int i = 0; i < N; i++) {  // insertion: rows are short
-      T v = at[i * INNER]; int j = i;
-      for (; j > 0 && before(v, at[out[(j - 1) * INNER] * INNER]); j--) out[j * INNER] = out[(j - 1) * INNER];
-      out[j * INNER] = i;
+  for (int o = 0; o < OUTER; o++)
+    for (int c = 0; c < INNER; c++) {
+      const T *at = x + o * N * INNER + c;
+      int best = 0;
+      for (int i = 1; i < N; i++)
+        if (at[best * INNER] == at[best * INNER] && (at[i * INNER] > at[best * INNER] || at[i * INNER] != at[i * INNER])) best = i;
+      y[o * INNER + c] = best;
     }
-  }
+}
+template <int OUTER, int N, int INNER, bool DESCENDING, class T>
+INL void argsort_row(const T *x, i64 *y) { // stable; NaN counts as the largest
+  for (int o = 0; o < OUTER; o++)
+    for (int c = 0; c < INNER; c++) {
+      const T *at = x + o * N * INNER + c;
+      i64 *out = y + o * N * INNER + c;
+      auto before = [&](T a, T b) {
+        bool nan_a = a != a, nan_b = b != b;
+        if (nan_a || nan_b) return DESCENDING ? nan_a && !nan_b : nan_b && !nan_a;
+        return DESCENDING ? a > b : a < b;
+      };
+      for (int i = 0; i < N; i++) { // insertion: rows are short
+        T v = at[i * INNER];
+        int j = i;
+        for (; j > 0 && before(v, at[out[(j - 1) * INNER] * INNER]); j--) out[j * INNER] = out[(j - 1) * INNER];
+        out[j * INNER] = i;
+      }
+    }
 }
 template <bool PROD, int OUTER, int N, int INNER, class T> INL void running_row(const T *x, T *y) {
-  for (int o = 0; o < OUTER; o++) for (int c = 0; c < INNER; c++) {
-    i64 at = (i64)o * N * INNER + c; T acc = y[at] = x[at];
-    for (int i = 1; i < N; i++) { at += INNER; acc = PROD ? acc * x[at] : acc + x[at]; y[at] = acc; }
-  }
+  for (int o = 0; o < OUTER; o++)
+    for (int c = 0; c < INNER; c++) {
+      i64 at = (i64)o * N * INNER + c;
+      T acc = y[at] = x[at];
+      for (int i = 1; i < N; i++) {
+        at += INNER;
+        acc = PROD ? acc * x[at] : acc + x[at];
+        y[at] = acc;
+      }
+    }
 }
 """
 

@@ -27,9 +27,9 @@ TEMPLATE = r"""
 #else
 #define LANES 4
 #endif
-#define INL static inline __attribute__((always_inline))
+#define INLINE inline __attribute__((always_inline))
+#define INL static INLINE
 #define FORCE __attribute__((always_inline))
-#define INL_MEMBER inline __attribute__((always_inline))
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
 #define ROLLED _Pragma("clang loop unroll(disable)")
@@ -38,31 +38,66 @@ TEMPLATE = r"""
 #define ROLLED _Pragma("GCC unroll 1")
 #endif
 typedef int64_t i64;
-template <class T, int N> struct vector { typedef T type __attribute__((vector_size(sizeof(T) * N))); };
+template <class T, int N> struct vector {
+  typedef T type __attribute__((vector_size(sizeof(T) * N)));
+};
 template <class T> using V = typename vector<T, LANES>::type;
 using F = V<float>;
 using I = V<int32_t>;
-template <int N> struct C { static constexpr int value = N; };
-template <bool B, class X, class Y> struct choose { using type = X; };
-template <class X, class Y> struct choose<false, X, Y> { using type = Y; };
-
-template <class T> INL V<T> load(const T *p) { V<T> v; memcpy(&v, p, sizeof v); return v; }
+template <int N> struct C {
+  static constexpr int value = N;
+};
+template <bool B, class X, class Y> struct choose {
+  using type = X;
+};
+template <class X, class Y> struct choose<false, X, Y> {
+  using type = Y;
+};
+template <class T> INL V<T> load(const T *p) {
+  V<T> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
 template <class T> INL void store(T *p, V<T> v) { memcpy(p, &v, sizeof v); }
 template <class T> INL V<T> splat(T x) { return x - V<T>{}; }
 template <class To, class X> INL V<To> to(X v) { return __builtin_convertvector(v, V<To>); }
 // the first n lanes only; n is a constant wherever this is called
 template <class T> INL void store_some(T *p, V<T> v, int n) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) { I bits; memcpy(&bits, &v, sizeof v); _mm512_mask_storeu_epi32(p, (__mmask16)((1u << n) - 1), (__m512i)bits); return; }
-  if constexpr (sizeof(T) == 1) { __m128i bits; memcpy(&bits, &v, sizeof v); _mm_mask_storeu_epi8(p, (__mmask16)((1u << n) - 1), bits); return; }
+  if constexpr (sizeof(T) == 4) {
+    I bits;
+    memcpy(&bits, &v, sizeof v);
+    _mm512_mask_storeu_epi32(p, (__mmask16)((1u << n) - 1), (__m512i)bits);
+    return;
+  }
+  if constexpr (sizeof(T) == 1) {
+    __m128i bits;
+    memcpy(&bits, &v, sizeof v);
+    _mm_mask_storeu_epi8(p, (__mmask16)((1u << n) - 1), bits);
+    return;
+  }
 #endif
-  T lanes[LANES]; memcpy(lanes, &v, sizeof v);
+  T lanes[LANES];
+  memcpy(lanes, &v, sizeof v);
   for (int i = 0; i < n; i++) p[i] = lanes[i];
 }
-template <class T> INL void put(T *p, V<T> v, int n) { if (n == LANES) store(p, v); else store_some(p, v, n); }
-INL I bits_of(F x) { I v; memcpy(&v, &x, sizeof v); return v; }
-INL F float_of(I x) { F v; memcpy(&v, &x, sizeof v); return v; }
-INL F muladd(F a, F b, F c) {  // fused where the machine can; for products only, never in quantized arithmetic
+template <class T> INL void put(T *p, V<T> v, int n) {
+  if (n == LANES)
+    store(p, v);
+  else
+    store_some(p, v, n);
+}
+INL I bits_of(F x) {
+  I v;
+  memcpy(&v, &x, sizeof v);
+  return v;
+}
+INL F float_of(I x) {
+  F v;
+  memcpy(&v, &x, sizeof v);
+  return v;
+}
+INL F muladd(F a, F b, F c) { // fused where the machine can; for products only, never in quantized arithmetic
 #if defined(__AVX512F__)
   return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__)
@@ -73,22 +108,34 @@ INL F muladd(F a, F b, F c) {  // fused where the machine can; for products only
   return a * b + c;
 #endif
 }
-INL float sum_of(F x) {  // lanes in a fixed order
-  float lanes[LANES]; memcpy(lanes, &x, sizeof x);
-  UNROLL for (int n = LANES / 2; n; n /= 2) UNROLL for (int i = 0; i < n; i++) lanes[i] += lanes[i + n];
+INL float sum_of(F x) { // lanes in a fixed order
+  float lanes[LANES];
+  memcpy(lanes, &x, sizeof x);
+  UNROLL
+  for (int n = LANES / 2; n; n /= 2) UNROLL
+  for (int i = 0; i < n; i++) lanes[i] += lanes[i + n];
   return lanes[0];
 }
 INL F v_abs(F x) { return float_of(bits_of(x) & 0x7fffffff); }
 INL F v_copysign(F x, F sign) { return float_of((bits_of(x) & 0x7fffffff) | (bits_of(sign) & (int32_t)0x80000000)); }
-INL F v_rint(F x) { F big = v_copysign(F{} + 8388608.f, x); F near = v_copysign((x + big) - big, x); return v_abs(x) < 8388608.f ? near : x; }
-INL F v_floor(F x) { F n = v_rint(x); n = n > x ? n - 1.f : n; return v_copysign(n, x); }
+INL F v_rint(F x) {
+  F big = v_copysign(F{} + 8388608.f, x);
+  F near = v_copysign((x + big) - big, x);
+  return v_abs(x) < 8388608.f ? near : x;
+}
+INL F v_floor(F x) {
+  F n = v_rint(x);
+  n = n > x ? n - 1.f : n;
+  return v_copysign(n, x);
+}
 INL F v_sqrt(F x) {
 #if defined(__AVX512F__)
   return (F)_mm512_sqrt_ps((__m512)x);
 #elif defined(__AVX2__)
   return (F)_mm256_sqrt_ps((__m256)x);
 #else
-  UNROLL for (int i = 0; i < LANES; i++) x[i] = sqrtf(x[i]);
+  UNROLL
+  for (int i = 0; i < LANES; i++) x[i] = sqrtf(x[i]);
   return x;
 #endif
 }
@@ -115,7 +162,7 @@ INL F v_log(F x) {
   I bits = bits_of(y), e = ((bits >> 23) & 255) - 126 - (small & 23);
   F m = float_of((bits & 0x007fffff) | 0x3f000000);
   I low = m < 0.707106781186547524f;
-  F n = to<float>(e + low);  // low is -1 where true
+  F n = to<float>(e + low); // low is -1 where true
   m = low ? m + m - 1.f : m - 1.f;
   F z = m * m;
   F p = m * 7.0376836292e-2f - 1.1514610310e-1f;
@@ -132,7 +179,10 @@ INL F v_log(F x) {
   r = x == 0.f ? F{} - INFINITY : r;
   return x >= 0.f ? r : F{} + NAN;
 }
-INL F v_sigmoid(F x) { F e = v_exp(-v_abs(x)); return (x >= 0.f ? F{} + 1.f : e) / (1.f + e); }
+INL F v_sigmoid(F x) {
+  F e = v_exp(-v_abs(x));
+  return (x >= 0.f ? F{} + 1.f : e) / (1.f + e);
+}
 INL F v_tanh(F x) {
   F a = v_abs(x), z = x * x;
   F p = z * -5.70498872745e-3f + 2.06390887954e-2f;
@@ -142,20 +192,46 @@ INL F v_tanh(F x) {
   F small = p * z * x + x, large = v_copysign(1.f - 2.f / (v_exp(a + a) + 1.f), x);
   return x != x ? x : (a < 0.625f ? small : large);
 }
-INL F v_sign(F x) { F one = v_copysign(F{} + 1.f, x); return x == 0.f ? x : (x != x ? x : one); }
-#define LIBM(name, fn) INL F name(F x) { UNROLL for (int i = 0; i < LANES; i++) x[i] = fn(x[i]); return x; }
-LIBM(v_sin, sinf) LIBM(v_cos, cosf) LIBM(v_erf, erff)
-INL F v_atan2(F y, F x) { UNROLL for (int i = 0; i < LANES; i++) x[i] = atan2f(y[i], x[i]); return x; }
-INL F v_pow(F x, F y) { UNROLL for (int i = 0; i < LANES; i++) x[i] = powf(x[i], y[i]); return x; }
-INL F v_fmod(F a, F b) {  // the sign of the divisor, as numpy
-  UNROLL for (int i = 0; i < LANES; i++) { float m = fmodf(a[i], b[i]); a[i] = m != 0 && ((m < 0) != (b[i] < 0)) ? m + b[i] : (m == 0 ? copysignf(0.f, b[i]) : m); }
+INL F v_sign(F x) {
+  F one = v_copysign(F{} + 1.f, x);
+  return x == 0.f ? x : (x != x ? x : one);
+}
+#define LIBM(name, fn)                                                                                                                 \
+  INL F name(F x) {                                                                                                                    \
+    UNROLL                                                                                                                             \
+    for (int i = 0; i < LANES; i++) x[i] = fn(x[i]);                                                                                   \
+    return x;                                                                                                                          \
+  }
+LIBM(v_sin, sinf)
+LIBM(v_cos, cosf)
+LIBM(v_erf, erff)
+INL F v_atan2(F y, F x) {
+  UNROLL
+  for (int i = 0; i < LANES; i++) x[i] = atan2f(y[i], x[i]);
+  return x;
+}
+INL F v_pow(F x, F y) {
+  UNROLL
+  for (int i = 0; i < LANES; i++) x[i] = powf(x[i], y[i]);
+  return x;
+}
+INL F v_fmod(F a, F b) { // the sign of the divisor, as numpy
+  UNROLL
+  for (int i = 0; i < LANES; i++) {
+    float m = fmodf(a[i], b[i]);
+    a[i] = m != 0 && ((m < 0) != (b[i] < 0)) ? m + b[i] : (m == 0 ? copysignf(0.f, b[i]) : m);
+  }
   return a;
 }
 template <class X> INL X v_imod(X a, X b) {
-  UNROLL for (int i = 0; i < LANES; i++) { auto d = b[i] == 0 ? 0 : b[i] == -1 ? 0 : a[i] % b[i]; a[i] = d != 0 && ((d < 0) != (b[i] < 0)) ? d + b[i] : d; }
+  UNROLL
+  for (int i = 0; i < LANES; i++) {
+    auto d = b[i] == 0 ? 0 : b[i] == -1 ? 0 : a[i] % b[i];
+    a[i] = d != 0 && ((d < 0) != (b[i] < 0)) ? d + b[i] : d;
+  }
   return a;
 }
-INL F v_round_bf16(F x) {  // to nearest even; NaN stays NaN
+INL F v_round_bf16(F x) { // to nearest even; NaN stays NaN
   I b = bits_of(x), r = (b + 0x7fff + ((b >> 16) & 1)) & (int32_t)0xffff0000;
   return x != x ? float_of(I{} + 0x7fc00000) : float_of(r);
 }
@@ -166,7 +242,8 @@ INL F v_round_f16(F x) {
   return (F)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
 #else
   F a = v_abs(x);
-  F step = float_of((bits_of(a < 6.103515625e-5f ? F{} + 6.103515625e-5f : a) & 0x7f800000)) * 12288.f;  // 1.5 * 2**13 ulps: rounds to 11 bits
+  F step = float_of((bits_of(a < 6.103515625e-5f ? F{} + 6.103515625e-5f : a) & 0x7f800000)) *
+           12288.f; // 1.5 * 2**13 ulps: rounds to 11 bits
   F r = (a + step) - step;
   r = r > 65504.f ? F{} + INFINITY : r;
   return x != x ? x : v_copysign(r, x);
@@ -174,7 +251,7 @@ INL F v_round_f16(F x) {
 }
 INL F widen_f16(V<uint16_t> h) {
   V<uint32_t> u = __builtin_convertvector(h, V<uint32_t>);
-  F normal = float_of(I((u & 0x7fff) << 13)) * 5.192296858534828e33f;  // 2**112: the exponent's bias; subnormals come out right too
+  F normal = float_of(I((u & 0x7fff) << 13)) * 5.192296858534828e33f; // 2**112: the exponent's bias; subnormals come out right too
   I huge = I(u & 0x7c00) == 0x7c00;
   F r = huge ? float_of(I(((u & 0x3ff) << 13) | 0x7f800000)) : normal;
   return float_of(bits_of(r) | I((u & 0x8000) << 16));
