@@ -121,8 +121,10 @@ def kendall_tau(first: np.ndarray, second: np.ndarray, groups: np.ndarray, count
 def _sorted(scores: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(order, starts, bounds): rows by group, then ascending score, then row; where runs of equal scores begin, where groups begin, each
     with the number of rows at its end."""
-    one_group = len(groups) == 0 or not groups.any()
-    order = np.argsort(scores, kind="stable") if one_group else np.lexsort((scores, groups))
+    order = np.argsort(scores, kind="stable")
+    last = groups.max(initial=0)
+    if last:  # numpy sorts integers of 16 bits by radix, in a fraction of the time of a lexsort
+        order = order[np.argsort(groups[order].astype(np.uint16 if last < 2**16 else np.int64), kind="stable")]
     value = scores[order]
     group = groups[order]
     new_group = np.diff(group, prepend=-1) != 0
