@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from burnish.backends import refuse
 from burnish.backends.expand import Expand
 from burnish.backends.table import Arrays, Program
 from burnish.errors import BuildError
 from burnish.graph.node import Graph
-from burnish.graph.ops import Op
 from burnish.host import Host
 from burnish.inputs import Input
 
@@ -42,12 +42,8 @@ class Inductor:
 
         from burnish.graph.to_torch import to_torch
 
-        for node in graph.order:
-            if node.op is Op.LINEAR and node["compute"] != "float32":
-                raise BuildError(
-                    f"inductor has no {node['compute']} linear that accumulates in float32; the graph asks for it at {node!r}. "
-                    "Use the recipe fp32, or the backend openvino or native"
-                )
+        refuse.half_linears(graph, self.name)
+        refuse.half_casts(graph, self.name)
         rows = torch.export.Dim("rows", min=1, max=1 << 24)
         example = tuple(torch.zeros((64, *spec.shape), dtype=getattr(torch, spec.dtype)) for spec in graph.inputs)
         (out / DIRECTORY).mkdir(parents=True)

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from burnish.backends import refuse
 from burnish.backends.expand import Expand
 from burnish.backends.table import Arrays, Program
-from burnish.errors import BuildError
 from burnish.graph.node import Graph
-from burnish.graph.ops import Op
 from burnish.host import Host
 from burnish.inputs import Input
 
@@ -34,12 +33,7 @@ class OnnxRuntime:
     def build(self, graph: Graph, host: Host, out: Path, threads: int = 1) -> Program:
         from burnish.backends.to_onnx import to_onnx
 
-        for node in graph.order:
-            if node.op is Op.LINEAR and node["compute"] != "float32":
-                raise BuildError(
-                    f"onnxruntime has no {node['compute']} linear on a CPU; the graph asks for it at {node!r}. "
-                    "Use the recipe fp32 or int8 for it, or the backend openvino or native"
-                )
+        refuse.half_linears(graph, self.name)
         (out / DIRECTORY).mkdir(parents=True)
         files = to_onnx(graph, out / DIRECTORY / "model.onnx")
         return Program(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from burnish.backends import refuse
 from burnish.backends.expand import Expand
 from burnish.backends.table import Arrays, Program
 from burnish.errors import BuildError
@@ -17,7 +18,6 @@ from burnish.host import Host
 from burnish.inputs import Input
 
 DIRECTORY = "program/openvino"
-HALVES = ("bfloat16", "float16")
 KEPT = 32  # different numbers of rows whose input tensors are kept
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
@@ -40,11 +40,7 @@ class OpenVino:
             raise BuildError(
                 f"openvino has one float precision for a whole model; the graph has linears in {' and '.join(sorted(computed))}"
             )
-        for node in graph.order:
-            if node.op is Op.CAST and node["dtype"] in HALVES and node.side != "constant":
-                raise BuildError(
-                    f"openvino drops the rounding of {node!r}, a CAST to {node['dtype']}. Use the backend onnxruntime or native"
-                )
+        refuse.half_casts(graph, self.name)
         (out / DIRECTORY).mkdir(parents=True)
         files = to_onnx(graph, out / DIRECTORY / "model.onnx")
         return Program(

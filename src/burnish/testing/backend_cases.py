@@ -42,7 +42,6 @@ class BackendCases:
     alone: ClassVar[tuple[str, ...]] = ()  # op cases that spoil others in the same graph, by a fault of the engine
     models: ClassVar[tuple[str, ...]] = tuple(MODELS)
     seeds: ClassVar[range] = range(8)  # of random graphs
-    quantized: ClassVar[bool] = True  # False: integer ops are for other backends
     # the largest and the mean difference, relative to the larger of 1 and the largest value: another order of sums; and where such a
     # difference moves a value across a rounding tie of a QUANTIZE, the step that follows from it
     float_bound: ClassVar[tuple[float, float]] = (1e-5, 1e-6)
@@ -86,18 +85,14 @@ class BackendCases:
             with pytest.raises(BuildError, match=sentence):
                 backend.build(op_cases()[name], Host.here(), tmp_path / str(i))
 
-    def test_models_agree_with_the_interpreter_at_every_batch(self, backend: Backend, tmp_path: Path) -> None:
-        for name in self.models:
-            with opened(backend, MODELS[name], tmp_path / name) as engine:
-                for n in BATCHES:
-                    self.agree(engine.rows(table := rows(MODELS[name], n, seed=n), n), interpret(MODELS[name], table), f"{name}, {n} rows")
-
-    def test_a_request_scores_as_its_rows_do(self, backend: Backend, tmp_path: Path) -> None:
+    def test_models_agree_with_the_interpreter_at_every_batch_as_rows_and_as_a_request(self, backend: Backend, tmp_path: Path) -> None:
         for name in self.models:
             graph = MODELS[name]
             with opened(backend, graph, tmp_path / name) as engine:
                 for n in (37, 1, 128, 2):
-                    table = one_request(graph, rows(graph, n, seed=n))
+                    table = rows(graph, n, seed=n)
+                    self.agree(engine.rows(table, n), interpret(graph, table), f"{name}, {n} rows")
+                    table = one_request(graph, table)
                     request, candidates = (contiguous(part) for part in as_request(graph, table))
                     self.agree(engine.request(request, candidates, n), interpret(graph, table), f"{name}, {n} candidates")
 
@@ -110,8 +105,6 @@ class BackendCases:
                     self.agree(engine.rows(table, n), interpret(graph, table), f"seed {seed}, {n} rows")
 
     def test_int8_models_agree_with_the_interpreter(self, backend: Backend, tmp_path: Path) -> None:
-        if not self.quantized:
-            pytest.skip("this backend has no int8")
         for name in self.models:
             graph = MODELS[name]
             small = Recipe((Int8(ranges="min-max", migration=0.5, narrowest=4),))
@@ -130,12 +123,13 @@ class BackendCases:
         graph = MODELS["dcn_v2"]
         artifact = self.compile(graph, backend).save(tmp_path / "ranker")
         artifact.verify()
-        table = rows(graph, 37, seed=1)
         with burnish.load(tmp_path / "ranker", verify=True) as scorer:
-            scores = scorer.rows(table)
-            assert scores.shape == (37,) and scores.dtype == np.float32
-            self.agree({"score": scores}, interpret(graph, table), "the loaded artifact")
-            np.testing.assert_array_equal(scorer.rows(table), scores)
+            for n in BATCHES:
+                table = one_request(graph, rows(graph, n, seed=n))
+                scores, want = scorer.rows(table), interpret(graph, table)
+                self.agree({"score": scores}, want, f"the loaded artifact, {n} rows")
+                self.agree({"score": scorer(*as_request(graph, table))}, want, f"the loaded artifact, {n} candidates")
+                np.testing.assert_array_equal(scorer.rows(table), scores)
 
     def compile(self, graph: Graph, backend: Backend) -> Artifact:
         """By the backend's name, as a user would."""
