@@ -184,7 +184,9 @@ class _Call:
         self.inputs = (ctypes.c_void_p * max(1, inputs))()
         self.outputs = (ctypes.c_void_p * max(1, outputs))()
         self.offsets = (ctypes.c_int64 * 2)()
-        self.inputs_at, self.outputs_at, self.offsets_at = map(ctypes.addressof, (self.inputs, self.outputs, self.offsets))
+        self.inputs_at = ctypes.addressof(self.inputs)
+        self.outputs_at = ctypes.addressof(self.outputs)
+        self.offsets_at = ctypes.addressof(self.offsets)
 
 
 # Where an array's data begins. The documented ways build an object and take microseconds; numpy's C interface fixes that `data` is the

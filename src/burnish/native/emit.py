@@ -206,7 +206,9 @@ def _step(code: Code, number: int, step: Step) -> None:
 
 def _feeds(code: Code) -> None:
     """Functions that point the halves of inputs at the rows a block begins with."""
-    rows, request, candidates = [], [], []
+    rows: list[str] = []
+    request: list[str] = []
+    candidates: list[str] = []
     number = 0
     for i, spec in enumerate(code.plan.graph.inputs):
         item = SIZES[CTYPES[spec.dtype]]

@@ -449,7 +449,7 @@ def zero_point_sums(w: np.ndarray, zero_point: int) -> np.ndarray:
 def twin(x: np.ndarray, packed: np.ndarray, n: int) -> np.ndarray:
     """The product as the kernel walks it: float32 or integers (M, K) with packed panels -> (M, N), inputs in order."""
     k = x.shape[1]
-    out = np.zeros((x.shape[0], n), np.int32 if packed.dtype == np.int8 else np.float32)
+    out: np.ndarray = np.zeros((x.shape[0], n), np.int32 if packed.dtype == np.int8 else np.float32)
     group = 4 if packed.dtype == np.int8 else 1
     groups, at = -(-k // group), 0
     for start in range(0, -(-n // 16) * 16, PANEL):
