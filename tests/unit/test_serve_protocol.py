@@ -16,7 +16,8 @@ from burnish.errors import InputError, ServeError
 from burnish.inputs import Input
 from burnish.runtime.artifact import Output
 from burnish.serve import protocol
-from burnish.serve.protocol import Limits, Refused, Signature, decode, encode, model_metadata, score
+from burnish.serve.protocol import Signature, decode, encode, model_metadata, score
+from burnish.serve.wire import DATATYPES, Limits, Refused
 
 DENSE = Input("dense", "float32", (3,), side="request")
 CAT = Input("cat", "int64", (4,), side=("request", "candidate", "candidate", "request"), cardinality=50)
@@ -57,7 +58,7 @@ def tensors(arrays: dict[str, np.ndarray], binary: bool | set[str] = False, **mo
     """A request body for arrays by their names on the wire."""
     inputs, raw = [], b""
     for name, array in arrays.items():
-        told: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": protocol.DATATYPES[array.dtype.name]}
+        told: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": DATATYPES[array.dtype.name]}
         if binary is True or (binary and name in binary):
             told["parameters"] = {"binary_data_size": array.nbytes}
             raw += array.tobytes()
@@ -157,7 +158,8 @@ def test_several_outputs_come_in_the_order_and_form_that_was_asked_for():
 )
 @settings(max_examples=100, deadline=None)
 def test_json_scores_keep_their_bits(scores):
-    call = protocol.Call("", len(scores), (protocol.Wanted("score", False),))
+    asked = protocol.Layout("", (protocol.Wanted("score", False),), (), True, len(scores), 1, 0)
+    call = protocol.Call(asked)
     body, cut = encode(MIXED, call, scores, "m", "1")
     assert cut is None
     assert np.array(json.loads(body)["outputs"][0]["data"], np.float32).tobytes() == scores.tobytes()
@@ -194,6 +196,29 @@ def test_tensors_of_any_type_and_shape_arrive_bit_for_bit(model, binary, flat):
         found = call.table if call.table is not None else call.request | call.candidates
         assert found[spec.name].dtype == table[spec.name].dtype and found[spec.name].flags.aligned
         assert found[spec.name].tobytes() == table[spec.name].tobytes()
+
+
+def test_a_kept_layout_gives_the_same_call_and_answer():
+    kept: dict[bytes, protocol.Layout] = {}
+    for seed in (1, 2):
+        wire, table = request_tensors(5, seed)
+        body, cut = tensors(wire, True, parameters={"binary_data_output": True})
+        calls = [decode(MIXED, body, cut, kept=kept), decode(MIXED, body, cut)]
+        answers = [encode(MIXED, call, score(Sum(MIXED), call), "m", "1") for call in calls]
+        assert answers[0] == answers[1]
+        assert answers[0][0][answers[0][1] :] == Sum(MIXED).rows(table).tobytes()
+    assert len(kept) == 1
+    with pytest.raises(Refused, match=r"the binary part ends inside input 'price'"):
+        decode(MIXED, body[:-1], cut, kept=kept)
+    decode(MIXED, *tensors(wire, {"cat.request"}), kept=kept)  # values in its JSON: nothing to keep
+    assert len(kept) == 1
+
+
+def test_kept_layouts_are_bounded():
+    kept: dict[bytes, protocol.Layout] = {}
+    for at in range(1000):
+        decode(FLAT, *tensors({"price": np.ones(1, np.float32), "id": np.ones(1, np.int32)}, True, id=str(at)), kept=kept)
+    assert 0 < len(kept) <= 256
 
 
 GOOD, GOOD_CUT = tensors(request_tensors(3)[0], True)
@@ -346,7 +371,10 @@ def test_ragged_data_has_a_sentence():
         ({"offsets": np.array([0, 2, 3])}, r"input 'dense' is on the request side and has 1 rows\. Give it 2 rows, one a request"),
         ({"offsets": np.array([0, 4])}, r"offsets must rise from 0 to the number of candidates, 3"),
         ({"offsets": np.array([3])}, r"offsets must rise from 0"),
-        ({"offsets": np.array([0, 3, 2, 3])}, r"offsets must rise from 0"),
+        (
+            {"offsets": np.array([0, 4, 3]), "dense": np.zeros((2, 3), np.float32), "cat.request": np.zeros((2, 2), np.int64)},
+            r"offsets must rise",
+        ),
         ({"price": np.zeros(2, np.float32)}, r"the candidates have different numbers of rows: 'cat.candidate' 3, 'price' 2"),
     ],
 )

@@ -30,7 +30,8 @@ from burnish.runtime.artifact import Artifact
 from burnish.runtime.scorer import Scorer, load
 from burnish.serve import protocol
 from burnish.serve.metrics import CONTENT_TYPE, Board, Row
-from burnish.serve.protocol import LIMITS, Limits, Refused, Signature
+from burnish.serve.protocol import Signature
+from burnish.serve.wire import LIMITS, Limits, Refused
 
 _JSON = [("content-type", "application/json")]
 _VERSION = "1"
@@ -45,6 +46,7 @@ class Served:
         self.version = version
         self.scorer = scorer
         self.signature = Signature.of(scorer.inputs, scorer.outputs)
+        self.layouts: dict[bytes, protocol.Layout] = {}
         self.metadata = msgspec.json.encode(protocol.model_metadata(self.signature, name, version))
 
 
@@ -53,6 +55,7 @@ class Application:
 
     def __init__(self, models: dict[str, Served], counters: Row, limits: Limits = LIMITS, board: Board | None = None) -> None:
         self.models = models
+        self._at = {f"/v2/models/{m.name}{version}": m for m in models.values() for version in ("", f"/versions/{m.version}")}
         self.counters = counters
         self.limits = limits
         self.board = board
@@ -79,8 +82,8 @@ class Application:
         if scope.method != "POST":
             raise Refused(f"{path} takes POST, not {scope.method}", 405)
         headers = scope.headers
-        body = await self._body(headers, http)
-        call = protocol.decode(model.signature, body, headers.get(protocol.HEADER_LENGTH), self.limits)
+        body = await (http() if self._announced(headers) else self._parts(http))
+        call = protocol.decode(model.signature, body, headers.get(protocol.HEADER_LENGTH), self.limits, model.layouts)
         computing = time.perf_counter()
         scores = protocol.score(model.scorer, call)
         computed = time.perf_counter()
@@ -91,21 +94,24 @@ class Application:
         else:
             http.response_bytes(200, [("content-type", "application/octet-stream"), (protocol.HEADER_LENGTH, str(header_length))], answer)
 
-    async def _body(self, headers: Any, http: Any) -> bytes:
-        """The whole body, read no further than the limit."""
+    def _announced(self, headers: Any) -> bool:
+        """Whether the body's length is known and allowed, so that it may be read whole."""
         if headers.get("content-encoding", "identity") != "identity":
             raise Refused("compressed bodies are not supported. Send the tensors as binary data", 415)
-        limit = self.limits.body_bytes
-        announced = headers.get("content-length")
-        if announced is not None and announced.isdigit():
-            if int(announced) > limit:
-                raise Refused(f"the body has {announced} bytes; at most {limit} are allowed", 413)
-            return await http()
+        length = headers.get("content-length")
+        if length is None or not length.isdigit():
+            return False
+        if int(length) > self.limits.body_bytes:
+            raise Refused(f"the body has {length} bytes; at most {self.limits.body_bytes} are allowed", 413)
+        return True
+
+    async def _parts(self, http: Any) -> bytes:
+        """A body of unknown length, read no further than the limit."""
         parts, size = [], 0
         async for part in http:
             size += len(part)
-            if size > limit:
-                raise Refused(f"the body has more than {limit} bytes, which is what is allowed", 413)
+            if size > self.limits.body_bytes:
+                raise Refused(f"the body has more than {self.limits.body_bytes} bytes, which is what is allowed", 413)
             parts.append(part)
         return b"".join(parts)
 
@@ -131,19 +137,16 @@ class Application:
 
     def _model(self, path: str) -> Served:
         """The model at /v2/models/<name>[/versions/<version>]."""
+        found = self._at.get(path)
+        if found is not None:
+            return found
         match path.split("/"):
-            case ["", "v2", "models", name]:
-                version = None
-            case ["", "v2", "models", name, "versions", version]:
-                pass
-            case _:
-                raise Refused(f"there is nothing at {path}. A model is at /v2/models/<name>", 404)
-        model = self.models.get(name)
-        if model is None:
-            raise Refused(f"there is no model {name!r}. This server has {', '.join(map(repr, self.models))}", 404)
-        if version not in (None, model.version):
-            raise Refused(f"model {name!r} has no version {version!r}. It has {model.version!r}", 404)
-        return model
+            case ["", "v2", "models", name, *rest] if not rest or (rest[0] == "versions" and len(rest) == 2):
+                model = self.models.get(name)
+                if model is None:
+                    raise Refused(f"there is no model {name!r}. This server has {', '.join(map(repr, self.models))}", 404)
+                raise Refused(f"model {name!r} has no version {rest[1]!r}. It has {model.version!r}", 404)
+        raise Refused(f"there is nothing at {path}. A model is at /v2/models/<name>", 404)
 
     def _refuse(self, http: Any, status: int, sentence: str) -> None:
         self.counters.answered(status)

@@ -8,6 +8,9 @@ says where the JSON ends). A model is called in one of two forms, told apart by 
   request half has R rows, and request r owns the candidates offsets[r] to offsets[r + 1].
 - *plain rows*: every input under its own name with N rows.
 
+Decoding has two halves. The JSON alone gives a `Layout`: which tensors, where their bytes lie, what is wanted back. The layout and the
+bytes give a `Call`. Clients send the same JSON again and again, so layouts are kept by its text, and a request costs a few array views.
+
 Everything a client may get wrong is a `Refused` with one sentence and a status; the scorer's own InputError joins them in `app`.
 """
 
@@ -21,44 +24,24 @@ import msgspec
 import numpy as np
 
 from burnish.errors import ServeError
-from burnish.inputs import Input, Side
+from burnish.inputs import Input
 from burnish.runtime.artifact import Output
 from burnish.runtime.scorer import Scorer, Scores
+from burnish.serve.wire import (
+    DATATYPES,
+    LIMITS,
+    OFFSETS,
+    OFFSETS_WIRE,
+    InputTensor,
+    Limits,
+    Refused,
+    Slot,
+    Wire,
+    slot_of,
+    view,
+)
 
-DATATYPES = {"bool": "BOOL", "int32": "INT32", "int64": "INT64", "float16": "FP16", "float32": "FP32", "float64": "FP64"}
-OFFSETS = "offsets"
 HEADER_LENGTH = "inference-header-content-length"
-
-
-class Refused(ServeError):
-    """A request that is answered with `status` and this sentence."""
-
-    def __init__(self, sentence: str, status: int = 400) -> None:
-        super().__init__(sentence)
-        self.status = status
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """What one request may ask for. Larger ones are refused before anything is computed or, for the body, read."""
-
-    body_bytes: int = 64 << 20
-    rows: int = 1 << 16
-    tensors: int = 1024
-
-
-LIMITS = Limits()
-
-
-class Wire(msgspec.Struct, frozen=True):
-    """A tensor as it appears in a body: its name there, and the input (and the columns of its first axis, None for all) that it feeds."""
-
-    name: str
-    input: str
-    side: Side
-    dtype: np.dtype
-    datatype: str
-    shape: tuple[int, ...]
-    columns: tuple[int, ...] | None
 
 
 class Signature(msgspec.Struct, frozen=True):
@@ -97,29 +80,36 @@ class Wanted(msgspec.Struct, frozen=True):
     binary: bool
 
 
+class Layout(msgspec.Struct):
+    """All that the JSON of a request says. `answer` is the JSON part of a binary answer, once one was made."""
+
+    id: str
+    wanted: tuple[Wanted, ...]
+    slots: tuple[Slot, ...]
+    plain: bool  # the form: plain rows, else requests and candidates
+    rows: int
+    requests: int
+    binary_bytes: int
+    answer: bytes | None = None
+
+
 class Call(msgspec.Struct, frozen=True):
     """One decoded request. `table` is set in the plain form; else `request` has R rows, and `candidates` N, separated by `offsets`."""
 
-    id: str
-    rows: int
-    wanted: tuple[Wanted, ...]
+    layout: Layout
     table: dict[str, np.ndarray] | None = None
     request: dict[str, np.ndarray] = {}
     candidates: dict[str, np.ndarray] = {}
     offsets: tuple[int, ...] = ()
 
     @property
+    def rows(self) -> int:
+        return self.layout.rows
+
+    @property
     def requests(self) -> int:
         """How many requests it carries; a plain table counts as one."""
-        return 1 if self.table is not None else len(self.offsets) - 1
-
-
-_ABSENT = msgspec.Raw()
-
-
-class _InputParameters(msgspec.Struct):
-    binary_data_size: int | None = None
-    shared_memory_region: str | None = None
+        return self.layout.requests
 
 
 class _OutputParameters(msgspec.Struct):
@@ -132,77 +122,119 @@ class _RequestParameters(msgspec.Struct):
     binary_data_output: bool = False
 
 
-class _InputTensor(msgspec.Struct):
-    name: str
-    shape: list[int]
-    datatype: str
-    parameters: _InputParameters | None = None
-    data: msgspec.Raw = _ABSENT
-
-
 class _OutputTensor(msgspec.Struct):
     name: str
     parameters: _OutputParameters | None = None
 
 
 class _Request(msgspec.Struct):
-    inputs: list[_InputTensor]
+    inputs: list[InputTensor]
     id: str = ""
     parameters: _RequestParameters | None = None
     outputs: list[_OutputTensor] | None = None
 
 
 _REQUEST = msgspec.json.Decoder(_Request)
-_VALUES: dict[tuple[str, int], msgspec.json.Decoder[Any]] = {}
 
 
-def decode(signature: Signature, body: bytes, header_length: str | None = None, limits: Limits = LIMITS) -> Call:
-    """The call that `body` asks for; arrays are views of it where alignment allows, read-only. Refused for anything malformed."""
+def decode(
+    signature: Signature,
+    body: bytes,
+    header_length: str | None = None,
+    limits: Limits = LIMITS,
+    kept: dict[bytes, Layout] | None = None,
+) -> Call:
+    """The call that `body` asks for; arrays are views of it where alignment allows, read-only. Refused for anything malformed.
+
+    `kept` remembers layouts between calls of one signature and one limits.
+    """
+    if header_length is None:
+        return fill(layout(signature, body, False, limits), b"", 0)
     cut = _cut(body, header_length)
-    message = _message(memoryview(body)[:cut])
+    text = body[:cut]
+    found = kept.get(text) if kept is not None else None
+    if found is None:
+        found = layout(signature, text, True, limits)
+        if kept is not None and cut <= _KEPT_BYTES and all(slot.array is None for slot in found.slots):
+            if len(kept) >= _KEPT:  # as many different shapes as this are no traffic that repeats itself
+                kept.clear()
+            kept[text] = found
+    return fill(found, body, cut)
+
+
+def layout(signature: Signature, text: bytes, binary: bool, limits: Limits = LIMITS) -> Layout:
+    """What the JSON of a request says; `binary` when bytes may follow it."""
+    message = _message(text)
     if len(message.inputs) > limits.tensors:
         raise Refused(f"the request has {len(message.inputs)} input tensors; at most {limits.tensors} are allowed", 413)
-    arrays: dict[str, tuple[_InputTensor, np.ndarray]] = {}
     known = _form(signature, message.inputs)
-    at = cut
+    slots: dict[str, Slot] = {}
     for tensor in message.inputs:
         wire = known.get(tensor.name)
         if wire is None:
             if tensor.name != OFFSETS or not signature.offsets:
                 raise Refused(f"input {tensor.name!r} is not one of the model's, which are {_names(known)}")
-            wire = _OFFSETS_WIRE
-        if tensor.name in arrays:
+            wire = OFFSETS_WIRE
+        if tensor.name in slots:
             raise Refused(f"input {tensor.name!r} appears twice. Send each input once")
-        _check_tensor(tensor, wire, limits)
-        size = tensor.parameters.binary_data_size if tensor.parameters else None
-        if size is None:
-            arrays[tensor.name] = tensor, _from_json(tensor, wire)
-        else:
-            if header_length is None:
-                raise Refused(f"input {tensor.name!r} has binary_data_size, but the request has no Inference-Header-Content-Length header")
-            arrays[tensor.name] = tensor, _from_bytes(tensor, wire, body, at, size)
-            at += size
-    if at != len(body):
-        raise Refused(f"the binary part has {len(body) - cut} bytes, but the inputs' binary_data_size add up to {at - cut}")
+        slots[tensor.name] = slot_of(tensor, wire, binary, limits)
     for name in known:
-        if name not in arrays:
+        if name not in slots:
             raise Refused(f"input {name!r} is missing. The model takes {_names(known)}")
-    return _call(signature, known, {name: array for name, (_, array) in arrays.items()}, message)
+    plain = known is signature.rows
+    rows = _same_rows(
+        [slots[w.name] for w in known.values() if plain or w.side == "candidate"], "plain rows" if plain else "the candidates"
+    )
+    requests = 1 if plain or OFFSETS in known or OFFSETS not in slots else slots[OFFSETS].shape[0] - 1
+    if requests < 1:
+        raise Refused(_OFFSETS_RULE.format(rows))
+    for wire in known.values():
+        if not plain and wire.side == "request" and slots[wire.name].shape[0] != requests:
+            hint = f"{requests} rows, one a request" if OFFSETS in slots and OFFSETS not in known else "one row"
+            raise Refused(f"input {wire.name!r} is on the request side and has {slots[wire.name].shape[0]} rows. Give it {hint}")
+    size = sum(slot.size for slot in slots.values())
+    return Layout(message.id, _wanted(signature, message), tuple(slots.values()), plain, rows, requests, size)
+
+
+def fill(found: Layout, body: bytes, cut: int) -> Call:
+    """The call of a layout and the bytes of `body` behind `cut`."""
+    if len(body) - cut != found.binary_bytes:
+        raise Refused(_misfit(found, len(body) - cut))
+    request: dict[str, np.ndarray] = {}
+    candidates: dict[str, np.ndarray] = {}
+    offsets = (0, found.rows)
+    at = cut
+    for slot in found.slots:
+        array = slot.array
+        if array is None:
+            array = view(slot, body, at)
+            at += slot.size
+        if slot.wire is OFFSETS_WIRE:
+            offsets = tuple(array.tolist())
+            if offsets[0] != 0 or offsets[-1] != found.rows or any(a > b for a, b in itertools.pairwise(offsets)):
+                raise Refused(_OFFSETS_RULE.format(found.rows))
+        elif slot.wire.side == "request":
+            request[slot.wire.input] = array
+        else:
+            candidates[slot.wire.input] = array
+    if found.plain:
+        return Call(found, table=candidates)
+    return Call(found, None, request, candidates, offsets)
 
 
 def score(scorer: Scorer, call: Call) -> Scores:
     """The scorer's answer to a call: (rows, *shape) for each output; requests that came together are scored one by one."""
     if call.table is not None:
         return scorer.rows(call.table)
+    if call.requests == 1:
+        return scorer({name: a.reshape(a.shape[1:]) for name, a in call.request.items()}, call.candidates)
     parts = []
-    for i in range(len(call.offsets) - 1):
+    for i in range(call.requests):
         low, high = call.offsets[i], call.offsets[i + 1]
         parts.append(
             scorer({name: a[i : i + 1].reshape(a.shape[1:]) for name, a in call.request.items()},
                    {name: a[low:high] for name, a in call.candidates.items()})
         )  # fmt: skip
-    if len(parts) == 1:
-        return parts[0]
     first = parts[0]
     if isinstance(first, dict):
         return {name: np.concatenate([part[name] for part in parts]) for name in first}
@@ -213,25 +245,31 @@ def encode(signature: Signature, call: Call, scores: Scores, name: str, version:
     """The body that answers a call, and the length of its JSON part when tensors follow as bytes (None when all is JSON)."""
     if not isinstance(scores, dict):
         scores = {next(iter(signature.outputs)): scores}
-    outputs, parts = [], []
-    for wanted in call.wanted:
+    wanted, answer = call.layout.wanted, call.layout.answer
+    parts = [scores[output.name].tobytes() for output in wanted if output.binary]
+    if answer is None:
+        answer = _answer(call.layout, scores, name, version)
+        if len(parts) == len(wanted):  # no values in it: it is the same for every call of this layout
+            call.layout.answer = answer
+    if not parts:
+        return answer, None
+    return b"".join((answer, *parts)), len(answer)
+
+
+def _answer(asked: Layout, scores: Mapping[str, np.ndarray], name: str, version: str) -> bytes:
+    """The JSON of an answer, padded with spaces so that a client's views of tensors behind it are aligned."""
+    outputs = []
+    for wanted in asked.wanted:
         array = scores[wanted.name]
         told: dict[str, Any] = {"name": wanted.name, "datatype": DATATYPES[array.dtype.name], "shape": array.shape}
         if wanted.binary:
-            raw = array.tobytes()
-            told["parameters"] = {"binary_data_size": len(raw)}
-            parts.append(raw)
+            told["parameters"] = {"binary_data_size": array.nbytes}
         else:
             told["data"] = array.ravel().tolist()
         outputs.append(told)
-    answer: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": outputs}
-    if call.id:
-        answer["id"] = call.id
-    header = msgspec.json.encode(answer)
-    if not parts:
-        return header, None
-    header += b" " * (-len(header) % 8)  # so that a client's view of the tensors is aligned
-    return b"".join((header, *parts)), len(header)
+    answer = {"model_name": name, "model_version": version, "outputs": outputs, **({"id": asked.id} if asked.id else {})}
+    text = msgspec.json.encode(answer)
+    return text + b" " * (-len(text) % 8)
 
 
 def server_metadata(version: str) -> dict[str, Any]:
@@ -271,7 +309,8 @@ def model_metadata(signature: Signature, name: str, version: str) -> dict[str, A
     return {"name": name, "versions": [version], "platform": "burnish", "inputs": plain, "outputs": outputs, "forms": forms}
 
 
-_OFFSETS_WIRE = Wire(OFFSETS, OFFSETS, "request", np.dtype("int64"), "INT64", (), None)
+_OFFSETS_RULE = "offsets must rise from 0 to the number of candidates, {}, with one more entry than requests"
+_KEPT, _KEPT_BYTES = 256, 16 << 10  # layouts that are remembered, and the longest JSON of one
 
 
 def _cut(body: bytes, header_length: str | None) -> int:
@@ -286,7 +325,7 @@ def _cut(body: bytes, header_length: str | None) -> int:
     return cut
 
 
-def _message(text: memoryview) -> _Request:
+def _message(text: bytes) -> _Request:
     try:
         return _REQUEST.decode(text)
     except msgspec.ValidationError as error:
@@ -297,7 +336,7 @@ def _message(text: memoryview) -> _Request:
         raise Refused("the JSON is nested too deeply") from None
 
 
-def _form(signature: Signature, tensors: Sequence[_InputTensor]) -> dict[str, Wire]:
+def _form(signature: Signature, tensors: Sequence[InputTensor]) -> dict[str, Wire]:
     """The table of tensors that this request has to bring: of the request form, or of the plain one."""
     if not signature.has_request_side:
         # without a request side both forms have the same tensors; offsets separate requests, which then changes nothing
@@ -317,116 +356,14 @@ def _form(signature: Signature, tensors: Sequence[_InputTensor]) -> dict[str, Wi
     return signature.request if one and candidates else signature.rows
 
 
-def _check_tensor(tensor: _InputTensor, wire: Wire, limits: Limits) -> None:
-    """Refuse what can be refused before the data is looked at."""
-    if tensor.datatype != wire.datatype:
-        raise Refused(f"input {tensor.name!r} has datatype {tensor.datatype!r}; it must be {wire.datatype}")
-    if not tensor.shape or tuple(tensor.shape[1:]) != wire.shape or tensor.shape[0] < 0:
-        raise Refused(f"input {tensor.name!r} has shape {tensor.shape}; it must be {_shape(wire)}")
-    if tensor.shape[0] > limits.rows + (wire is _OFFSETS_WIRE):
-        raise Refused(f"input {tensor.name!r} has {tensor.shape[0]} rows; at most {limits.rows} are allowed", 413)
-    parameters = tensor.parameters
-    if parameters is not None and parameters.shared_memory_region is not None:
-        raise Refused(f"input {tensor.name!r} is in shared memory, which is not supported. Send its data in the body")
-    has_binary = parameters is not None and parameters.binary_data_size is not None
-    if has_binary and tensor.data is not _ABSENT:
-        raise Refused(f"input {tensor.name!r} has both data and binary_data_size. Send its data once")
-    if not has_binary and tensor.data is _ABSENT:
-        raise Refused(f"input {tensor.name!r} has no data. Send a list in the field data, or bytes behind the JSON and binary_data_size")
-
-
-def _from_bytes(tensor: _InputTensor, wire: Wire, body: bytes, at: int, size: int) -> np.ndarray:
-    """The tensor whose bytes begin at `at`: a view of the body, or a copy where that would not be aligned."""
-    count = tensor.shape[0]
-    for n in wire.shape:
-        count *= n
-    needed = count * wire.dtype.itemsize
-    if size != needed:
-        raise Refused(f"input {tensor.name!r} has binary_data_size {size}; {wire.datatype} of shape {tensor.shape} takes {needed} bytes")
-    if at + size > len(body):
-        raise Refused(f"the binary part ends inside input {tensor.name!r}: {size} bytes were announced and {max(0, len(body) - at)} came")
-    if wire.dtype == bool:
-        raw = np.frombuffer(body, np.uint8, count, at)
-        if count and raw.max() > 1:
-            raise Refused(f"input {tensor.name!r} has a byte {raw.max()}; BOOL takes 0 and 1")
-    array = np.frombuffer(body, wire.dtype, count, at).reshape(tensor.shape)
-    return array if array.flags.aligned else array.copy()
-
-
-def _from_json(tensor: _InputTensor, wire: Wire) -> np.ndarray:
-    """The tensor of a JSON list, which may be flat or nested like its shape."""
-    raw = bytes(tensor.data)
-    depth = _depth(raw)
-    if depth not in (1, len(tensor.shape)):
-        told = "a flat list" if len(tensor.shape) == 1 else f"a flat list or one nested {len(tensor.shape)} deep, like its shape"
-        raise Refused(f"input {tensor.name!r} has data nested {depth} deep. Send {told}")
-    try:
-        values = _values(wire.dtype.kind, depth).decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refused(f"input {tensor.name!r} has data that does not fit {wire.datatype}: {error}") from None
-    wide = {"f": np.float64, "i": np.int64, "b": np.bool_}[wire.dtype.kind]
-    try:
-        full: np.ndarray = np.array(values, wide)
-    except OverflowError:
-        raise Refused(f"input {tensor.name!r} has a value that is beyond {wire.datatype}") from None
-    except ValueError:
-        raise Refused(f"input {tensor.name!r} has data that is not rectangular; it must be {tensor.shape}") from None
-    with np.errstate(over="ignore"):  # what overflows is refused below
-        array = full.astype(wire.dtype, copy=False)
-    beyond = np.isinf(array) if wire.dtype.kind == "f" else array != full
-    if beyond.any():
-        raise Refused(f"input {tensor.name!r} has the value {full[beyond].flat[0]}, which is beyond {wire.datatype}")
-    given, shape = array.shape, tuple(tensor.shape)
-    if (depth > 1 and given != shape and array.size) or array.size != np.prod(shape, dtype=np.int64):
-        raise Refused(f"input {tensor.name!r} has {array.size} values in its data (shape {list(given)}), but says shape {tensor.shape}")
-    return array.reshape(shape)
-
-
-def _depth(raw: bytes) -> int:
-    """How many brackets a JSON text begins with."""
-    depth = 0
-    for byte in raw:
-        if byte == 0x5B:  # [
-            depth += 1
-        elif byte not in b" \t\r\n":
-            break
-    return depth
-
-
-def _values(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
-    key = kind, depth
-    if key not in _VALUES:
-        type_: Any = {"f": float, "i": int, "b": bool}[kind]
-        for _ in range(depth):
-            type_ = list[type_]
-        _VALUES[key] = msgspec.json.Decoder(type_)
-    return _VALUES[key]
-
-
-def _call(signature: Signature, known: Mapping[str, Wire], arrays: dict[str, np.ndarray], message: _Request) -> Call:
-    """The call of checked tensors, once their numbers of rows agree."""
-    wanted = _wanted(signature, message)
-    if known is signature.rows:
-        rows = _same_rows(known.values(), arrays, "plain rows")
-        return Call(message.id, rows, wanted, table=arrays)
-    offsets = arrays.pop(OFFSETS, None) if OFFSETS not in known else None
-    sides: dict[str, dict[str, np.ndarray]] = {"request": {}, "candidate": {}}
-    for name, array in arrays.items():
-        wire = known[name]
-        sides[wire.side][wire.input] = array
-    rows = _same_rows([w for w in known.values() if w.side == "candidate"], arrays, "the candidates")
-    requests = [w for w in known.values() if w.side == "request"]
-    if offsets is None:
-        bounds: tuple[int, ...] = (0, rows)
-    else:
-        bounds = tuple(offsets.tolist())
-        if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != rows or any(a > b for a, b in itertools.pairwise(bounds)):
-            raise Refused(f"offsets must rise from 0 to the number of candidates, {rows}, with one more entry than requests")
-    for wire in requests:
-        if len(arrays[wire.name]) != len(bounds) - 1:
-            hint = "one row" if offsets is None else f"{len(bounds) - 1} rows, one a request"
-            raise Refused(f"input {wire.name!r} is on the request side and has {len(arrays[wire.name])} rows. Give it {hint}")
-    return Call(message.id, rows, wanted, None, sides["request"], sides["candidate"], bounds)
+def _misfit(found: Layout, came: int) -> str:
+    """The sentence for a binary part of `came` bytes that the layout does not fit."""
+    end = 0
+    for slot in found.slots:
+        if end + slot.size > came:
+            return f"the binary part ends inside input {slot.name!r}: {slot.size} bytes were announced and {came - end} came"
+        end += slot.size
+    return f"the binary part has {came} bytes, but the inputs' binary_data_size add up to {found.binary_bytes}"
 
 
 def _wanted(signature: Signature, message: _Request) -> tuple[Wanted, ...]:
@@ -444,20 +381,13 @@ def _wanted(signature: Signature, message: _Request) -> tuple[Wanted, ...]:
     return tuple(wanted)
 
 
-def _same_rows(wires: Sequence[Wire] | Any, arrays: Mapping[str, np.ndarray], where: str) -> int:
-    rows: int | None = None
-    for wire in wires:
-        n = len(arrays[wire.name])
-        if rows is not None and n != rows:
-            told = ", ".join(f"{w.name!r} {len(arrays[w.name])}" for w in wires)
-            raise Refused(f"{where} have different numbers of rows: {told}. Give every tensor there the same number")
-        rows = n
-    return rows or 0
-
-
-def _shape(wire: Wire) -> str:
-    rows = "requests + 1" if wire is _OFFSETS_WIRE else "rows"
-    return "[" + ", ".join([rows, *map(str, wire.shape)]) + "]"
+def _same_rows(slots: Sequence[Slot], where: str) -> int:
+    """The number of rows of tensors that must have the same."""
+    counts = {slot.name: slot.shape[0] for slot in slots}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name!r} {n}" for name, n in counts.items())
+        raise Refused(f"{where} have different numbers of rows: {told}. Give every tensor there the same number")
+    return next(iter(counts.values()), 0)
 
 
 def _names(names: Mapping[str, Any]) -> str:
