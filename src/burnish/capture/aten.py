@@ -88,7 +88,7 @@ def floats(fn: Callable[..., Value]) -> Row:
 def binary(op: Op) -> Row:
     def row(call: Call, a: Operand, b: Operand, *, alpha: float = 1) -> Value | Ramp:
         if isinstance(a, Ramp) or isinstance(b, Ramp):
-            return _ramp_arithmetic(op, a, b, alpha)
+            return ramp_arithmetic(op, a, b, alpha)
         x, y = operand(call, a, call.dtype), operand(call, b, call.dtype)
         if alpha != 1:
             y = C.mul(y, number(call, alpha, call.dtype))
@@ -97,7 +97,8 @@ def binary(op: Op) -> Row:
     return row
 
 
-def _ramp_arithmetic(op: Op, a: Operand, b: Operand, alpha: float) -> Ramp:
+def ramp_arithmetic(op: Op, a: Operand, b: Operand, alpha: float) -> Ramp:
+    """Row numbers times, or plus, an integer."""
     ramp, n = (a, b) if isinstance(a, Ramp) else (b, a)
     if isinstance(ramp, Ramp) and isinstance(n, Value) and n.is_constant and math.prod(n.shape) == 1 and len(n.shape) <= len(ramp.shape):
         n = V.array_of(n).item()

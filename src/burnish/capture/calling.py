@@ -19,12 +19,14 @@ class Form:
 
     inputs: tuple[Input, ...]
     how: Literal["named", "positional", "dict", "tuple"]
+    lead: int = 0  # so many of the named ones are passed by position: an exported program insists on how it was called
 
     def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         by_name = {spec.name: tensor for spec, tensor in zip(self.inputs, tensors)}
         match self.how:
             case "named":
-                return (), by_name
+                rest = {spec.name: by_name[spec.name] for spec in self.inputs[self.lead :]}
+                return tuple(tensors[: self.lead]), rest
             case "positional":
                 return tuple(tensors), {}
             case "dict":
@@ -40,21 +42,21 @@ def parameters(model: Any) -> list[inspect.Parameter]:
 def specs_of(model: Any, inputs: Any) -> tuple[tuple[Input, ...], dict[str, np.ndarray] | None]:
     """(Inputs, None) as given, or (Inputs inferred from example arrays, those arrays)."""
     if isinstance(inputs, Mapping):
-        return _inferred(inputs)
+        return inferred(inputs)
     given = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     if not given:
         raise CaptureError("a ranker needs at least one input, met none")
     if all(isinstance(v, Input) for v in given):
         return given, None
     if len(given) == 1 and isinstance(given[0], Mapping):
-        return _inferred(given[0])
+        return inferred(given[0])
     names = [p.name for p in parameters(model) if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(given) > len(names):
         names = [f"input_{i}" for i in range(len(given))]
-    return _inferred(dict(zip(names, given)))
+    return inferred(dict(zip(names, given)))
 
 
-def _inferred(examples: Mapping[str, Any]) -> tuple[tuple[Input, ...], dict[str, np.ndarray]]:
+def inferred(examples: Mapping[str, Any]) -> tuple[tuple[Input, ...], dict[str, np.ndarray]]:
     arrays = {name: np.asarray(v) for name, v in examples.items()}
     for name, array in arrays.items():
         if array.ndim == 0 or len(array) == 0:
@@ -90,9 +92,9 @@ def forms(model: Any, specs: Sequence[Input]) -> list[Form]:
             tried = collection or ["dict", "tuple"]
             return [Form(tuple(specs), how) for how in tried]  # type: ignore[arg-type]
     raise CaptureError(
-        f"forward takes {_list([p.name for p in plain])}, and the inputs are {_list(names)}. Name each input after the argument that it feeds"
+        f"forward takes {listed([p.name for p in plain])}, and the inputs are {listed(names)}. Name each input after the argument that it feeds"
     )
 
 
-def _list(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names)) or "none"

@@ -393,3 +393,77 @@ def scatter(x: Value, dim: int, index: Value, source: Value | float, how: str) -
     else:
         out = where(compare(Op.GT, hit, 0), put, moved)
     return V.transpose(out, dim, last)
+
+
+def lstm_steps(x: Value, h: Value, c: Value, w_ih: Value, w_hh: Value, b_ih: Value, b_hh: Value) -> tuple[Value, Value, Value]:
+    """x (T, rows, I), h and c (rows, H), gates in order input, forget, cell, output -> (T, rows, H), last h, last c."""
+    out = []
+    for t in range(x.shape[0]):
+        gates = add(V.linear(V.select(x, 0, t), w_ih, b_ih), V.linear(h, w_hh, b_hh))
+        i, f, g, o = chunk(gates, 4)
+        c = add(mul(unary(Op.SIGMOID, f), c), mul(unary(Op.SIGMOID, i), unary(Op.TANH, g)))
+        h = mul(unary(Op.SIGMOID, o), unary(Op.TANH, c))
+        out.append(h)
+    return V.stack(out, 0), h, c
+
+
+# einsum --------------------------------------------------------------------------------------------------------------------------------
+
+
+def einsum(equation: str, values: Sequence[Value]) -> Value:
+    """Pairwise from the left; a label is a batch, a free or a summed dimension of each pair, and each pair is a matrix product."""
+    terms, out = _labels(equation, values)
+    left, have = values[0], terms[0]
+    for i in range(1, len(values)):
+        wanted = set(out).union(*terms[i + 1 :])
+        left, have = _einsum_pair(left, have, values[i], terms[i], wanted)
+    left, have = _diagonals(left, have)
+    summed = [d for d, label in enumerate(have) if label not in out]
+    if summed:
+        left = V.reduce(Op.SUM, left, summed, False, "einsum over the rows")
+        have = [label for label in have if label in out]
+    return V.permute(left, [have.index(label) for label in out])
+
+
+def _labels(equation: str, values: Sequence[Value]) -> tuple[list[list[str]], list[str]]:
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    spare = [chr(c) for c in range(0x3B1, 0x3B1 + 20)]
+    texts = left.split(",")
+    deepest = max(len(v.shape) - len(t.replace("...", "")) if "..." in t else 0 for t, v in zip(texts, values))
+
+    def spelled(text: str, rank: int | None) -> list[str]:
+        before, dots, after = text.partition("...")
+        count = 0 if not dots else deepest if rank is None else rank - len(before) - len(after)
+        return [*before, *(spare[deepest - count : deepest] if dots else []), *after]
+
+    terms = [spelled(t, len(v.shape)) for t, v in zip(texts, values)]
+    if arrow:
+        return terms, spelled(right, None)
+    every = [label for term in terms for label in term]
+    return terms, [*spare[:deepest], *sorted(x for x in set(every) if every.count(x) == 1 and x not in spare)]
+
+
+def _diagonals(x: Value, labels: list[str]) -> tuple[Value, list[str]]:
+    if len(set(labels)) < len(labels):
+        raise Unsupported("an einsum that takes a diagonal")
+    return x, labels
+
+
+def _einsum_pair(a: Value, have: list[str], b: Value, other: list[str], wanted: set[str]) -> tuple[Value, list[str]]:
+    a, have = _diagonals(a, have)
+    b, other = _diagonals(b, other)
+    for label in [x for x in have if x not in other and x not in wanted]:
+        a, have = V.reduce(Op.SUM, a, [have.index(label)], False, "einsum over the rows"), [x for x in have if x != label]
+    for label in [x for x in other if x not in have and x not in wanted]:
+        b, other = V.reduce(Op.SUM, b, [other.index(label)], False, "einsum over the rows"), [x for x in other if x != label]
+    batch = [x for x in have if x in other and x in wanted]
+    summed = [x for x in have if x in other and x not in wanted]
+    mine, theirs = [x for x in have if x not in other], [x for x in other if x not in have]
+    a = V.permute(a, [have.index(x) for x in (*batch, *mine, *summed)])
+    b = V.permute(b, [other.index(x) for x in (*batch, *summed, *theirs)])
+    n, m = len(batch), len(mine)
+    free, given = a.shape[n : n + m], b.shape[n + len(summed) :]
+    lead = tuple(max(i, j) for i, j in zip(a.shape[:n], b.shape[:n]))
+    a = V.reshape(a, (*a.shape[:n], math.prod(free), math.prod(a.shape[n + m :])))
+    b = V.reshape(b, (*b.shape[:n], math.prod(b.shape[n : n + len(summed)]), math.prod(given)))
+    return V.reshape(V.matmul(a, b), (*lead, *free, *given)), [*batch, *mine, *theirs]

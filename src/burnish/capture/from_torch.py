@@ -8,12 +8,14 @@ import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.fx.experimental.proxy_tensor import PythonKeyTracer
 
 from burnish.capture import value as V
 from burnish.capture.aten import ATEN, Call, Ramp
@@ -26,7 +28,7 @@ from burnish.graph.node import Graph, input_node, weight
 from burnish.graph.verify import verify
 from burnish.inputs import Input
 
-PRIMES = (10007, 10009, 10037, 10039, 10061, 10067, 10069, 10079)
+PRIMES = (10007, 11003, 12007, 13001, 14009, 15013, 16001, 17011)
 COPIED = 64 << 20  # a weight up to this many bytes is copied, so that training the module on does not change the graph
 AS_IT_CAME = 'or serve the model as it came: backend="eager".'
 WHOLE = ("linear.default", "scaled_dot_product_attention.default", "gru.input", "layer_norm.default", "rms_norm.default")
@@ -40,12 +42,17 @@ class UnknownOp(CaptureError):
     """An op the table has no row for: another trace would meet it again."""
 
 
+class NumberOfRows(CaptureError):
+    """A number of the program is a multiple of the batch of the trace."""
+
+
 def capture_torch(model: Any, inputs: Any, *, check: bool = True) -> Graph:
     """See burnish.capture.capture."""
     program = isinstance(model, torch.export.ExportedProgram)
-    least = 1
+    least, lead = 1, 0
     if program:
         least = _batch_range(model)
+        lead = model.call_spec.in_spec.child(0).num_children
         model = model.module()
     if not isinstance(model, torch.nn.Module):
         raise CaptureError(f"capture takes an nn.Module, an ExportedProgram or a path, met {type(model).__name__}")
@@ -53,6 +60,7 @@ def capture_torch(model: Any, inputs: Any, *, check: bool = True) -> Graph:
     failed: CaptureError | None = None
     with _evaluating(model, program):
         for form in forms(model, specs):
+            form = dataclasses.replace(form, lead=lead)
             primes = _primes(model, specs)
             try:
                 return _capture_as(model, form, primes, examples, check, least)
@@ -65,9 +73,9 @@ def capture_torch(model: Any, inputs: Any, *, check: bool = True) -> Graph:
 def _capture_as(
     model: torch.nn.Module, form: Form, primes: Sequence[int], examples: Mapping[str, np.ndarray] | None, check: bool, least: int
 ) -> Graph:
-    """Capture at the first prime; at a second one where a number might be the number of rows or only happens to be a multiple of it."""
+    """Capture at the first prime; at another where a number may be the number of rows or only happens to be a multiple of the prime."""
     failed: CaptureError | None = None
-    for prime in primes[:2]:
+    for prime in primes[:3]:
         caller = Caller(model, form)
         try:
             graph = verify(bounded(_translated(caller, form, prime)))
@@ -77,6 +85,8 @@ def _capture_as(
         except (UnknownOp, _Untraceable):
             raise
         except CaptureError as error:
+            if failed is not None and not isinstance(error, NumberOfRows):
+                break
             failed = failed or error
     assert failed is not None
     raise failed
@@ -156,6 +166,23 @@ class _Untraceable(CaptureError):
     """torch.export gave up."""
 
 
+@contextmanager
+def _lines_of_functions() -> Iterator[None]:
+    """Traced nodes remember the innermost line of the user's code; torch.export by itself keeps only those in methods named forward."""
+    tracer = PythonKeyTracer
+    kept = tracer._filter_traceback_frames
+
+    def frames(self: PythonKeyTracer, summary: traceback.StackSummary) -> traceback.StackSummary:
+        self._record_forward_stack_traces_only = False
+        return kept(self, summary)
+
+    tracer._filter_traceback_frames = frames  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        tracer._filter_traceback_frames = kept  # type: ignore[method-assign]
+
+
 def _traced(caller: Caller, form: Form, batch: int) -> torch.export.ExportedProgram:
     """The exported program with functional core ATen ops. The example tensors are never read, so they cost address space only."""
     device = next((t.device for t in (*caller.parameters(), *caller.buffers())), torch.device("cpu"))
@@ -165,7 +192,9 @@ def _traced(caller: Caller, form: Form, batch: int) -> torch.export.ExportedProg
         packet, overload = name.split(".")
         table.pop(getattr(getattr(torch.ops.aten, packet), overload), None)
     try:
-        return torch.export.export(caller, tensors, strict=False).run_decompositions(table)
+        with redirect_stderr(StringIO()), _lines_of_functions():  # torch.export prints the whole program when it gives up
+            program = torch.export.export(caller, tensors, strict=False)
+        return program.run_decompositions(table)
     except CaptureError:
         raise
     except Exception as error:  # the model's own code runs here and may raise anything
@@ -209,8 +238,8 @@ def _translated(caller: Caller, form: Form, batch: int) -> Graph:
         if not isinstance(value, Value) or value.rows is None:
             raise CaptureError(f"output {name!r} has no rows: it is the same whatever the inputs are. Return only what belongs to a row")
         if value.rows != 0 or value.row_axes:
-            told = V._told(value)
-            raise CaptureError(f"output {name!r} has shape {told}: its first dimension must be the rows. Reshape it before returning it")
+            shape = V.told(value)
+            raise CaptureError(f"output {name!r} has shape {shape}: its first dimension must be the rows. Reshape it before returning it")
         if name in outputs:
             raise CaptureError(f"forward returns two outputs named {name!r}. Give them different names")
         outputs[name] = value.node
@@ -319,7 +348,7 @@ class _Walk:
                 f"{error} at {at} mixes the rows of a batch, so a row has no score of its own. Take it out of forward, {AS_IT_CAME}"
             ) from None
         except Ambiguous:
-            raise CaptureError(
+            raise NumberOfRows(
                 f"the number of rows in a batch is used as a number at {at} ({name}), so a row's score depends on its company. "
                 f"Take it out of forward, {AS_IT_CAME}"
             ) from None

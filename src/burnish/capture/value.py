@@ -147,10 +147,11 @@ def reshape(value: Value, shape: Sequence[int]) -> Value:
             outer, inner = before // lead, after // tail
             if outer * batch * inner == size:
                 return Value(_reshaped(value.node, behind(new, at, outer, inner)), new, at, outer, inner)
-    raise Mixes(f"a view of shape {_told(value)} as {_told_shape(new, batch)}")
+    raise Mixes(f"a view of shape {told(value)} as {_told_shape(new, batch)}")
 
 
-def _told(value: Value) -> str:
+def told(value: Value) -> str:
+    """The traced shape in words: (rows, 5), (rows*26, 16)."""
     return _told_shape(value.shape, value.batch or 0)
 
 

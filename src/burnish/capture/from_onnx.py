@@ -1,0 +1,212 @@
+"""From an ONNX file to a Graph: its nodes walked at a prime batch with the table in `onnx_ops`, shapes folded on the way.
+
+Weights in external data are mapped where they lie; a table of 100 GB is never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from burnish.capture import value as V
+from burnish.capture.bounds import bounded
+from burnish.capture.calling import inferred, listed
+from burnish.capture.from_torch import AS_IT_CAME, PRIMES
+from burnish.capture.onnx_ops import ONNX, Call
+from burnish.capture.parity import check_parity, example_rows, random_rows
+from burnish.capture.value import Ambiguous, Mixes, Unsupported, Value
+from burnish.errors import CaptureError, GraphError
+from burnish.graph.node import Graph, input_node, weight
+from burnish.graph.verify import verify
+from burnish.inputs import Input
+
+KEPT = ("float32", "float64", "int64", "int32", "bool")
+
+
+def capture_onnx(path: Path, inputs: Any, *, check: bool = True) -> Graph:
+    """See burnish.capture.capture."""
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf and onnx_ir raise many types on a damaged file
+        raise CaptureError(
+            f"{path} is not an ONNX model: {str(error).strip().splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+    if model.functions:
+        model = InlinePass()(model).model
+    specs, examples = _specs(model, inputs, path)
+    failed: CaptureError | None = None
+    for prime in _primes(model, specs)[:2]:
+        try:
+            graph = verify(bounded(_walked(model, specs, prime, path.name)))
+            if check:
+                _check(graph, path, examples)
+            return graph
+        except CaptureError as error:
+            failed = failed or error
+    assert failed is not None
+    raise failed
+
+
+def _specs(model: ir.Model, inputs: Any, path: Path) -> tuple[tuple[Input, ...], dict[str, np.ndarray] | None]:
+    """The Inputs in the model's order, checked against it; and the example arrays where those were given."""
+    held = model.graph.initializers
+    declared = {str(v.name): v for v in model.graph.inputs if v.name not in held}
+    examples: dict[str, np.ndarray] | None = None
+    if isinstance(inputs, Mapping):
+        given, examples = inferred(inputs)
+    else:
+        given = tuple(inputs)
+        if not all(isinstance(v, Input) for v in given):
+            given, examples = inferred(dict(zip(declared, given)))
+    names = [spec.name for spec in given]
+    if sorted(names) != sorted(declared):
+        raise CaptureError(
+            f"{path.name} takes {listed(list(declared))}, and the inputs are {listed(names)}. Name each input after the one that it feeds"
+        )
+    for spec in given:
+        _fits(spec, declared[spec.name], path)
+    by_name = {spec.name: spec for spec in given}
+    return tuple(by_name[name] for name in declared), examples
+
+
+def _fits(spec: Input, value: ir.Value, path: Path) -> None:
+    if value.dtype is not None and str(value.dtype.numpy()) != spec.dtype:
+        raise CaptureError(
+            f"input {spec.name!r} is {value.dtype.numpy()} in {path.name}, and declared {spec.dtype}. Declare it as it is there"
+        )
+    if value.shape is None:
+        return
+    dims = list(value.shape)
+    if len(dims) != 1 + len(spec.shape):
+        raise CaptureError(f"input {spec.name!r} has shape {tuple(map(str, dims))} in {path.name}, and is declared (rows, {spec.shape})")
+    if isinstance(dims[0], int):
+        raise CaptureError(
+            f"{path.name} was exported for batches of exactly {dims[0]} rows (input {spec.name!r}). Export it again with a free first dimension"
+        )
+    for have, want in zip(dims[1:], spec.shape):
+        if isinstance(have, int) and have != want:
+            raise CaptureError(
+                f"input {spec.name!r} has shape {tuple(map(str, dims))} in {path.name}, and is declared (rows, {spec.shape})"
+            )
+
+
+def _primes(model: ir.Model, specs: Sequence[Input]) -> list[int]:
+    taken = {int(n) for v in model.graph.initializers.values() if v.const_value is not None for n in v.const_value.shape}  # type: ignore[arg-type]
+    taken |= {n for spec in specs for n in spec.shape}
+    return [p for p in PRIMES if not any(n % p == 0 for n in taken if n)]
+
+
+def _walked(model: ir.Model, specs: Sequence[Input], batch: int, file: str) -> Graph:
+    env: dict[ir.Value, Any] = {}
+    by_name = {spec.name: spec for spec in specs}
+    for value in model.graph.inputs:
+        if value.name in by_name:
+            spec = by_name[value.name]
+            env[value] = Value(input_node(spec), (batch, *spec.shape), 0)
+    opset = model.opset_imports.get("", 0)
+    if opset < 13:
+        raise CaptureError(f"{file} has opset {opset}; burnish reads opset 13 and later. Convert it with onnx.version_converter")
+    for node in model.graph:
+        operands = [_operand(env, value) for value in node.inputs]
+        while operands and operands[-1] is None:
+            operands.pop()
+        out = _translated(node, operands, Call(batch, opset, len(node.outputs)), file)
+        outs = out if isinstance(out, tuple) else (out,)
+        env.update(zip(node.outputs, outs))
+    outputs = {}
+    for value in model.graph.outputs:
+        result = _operand(env, value)
+        if result is None or result.rows is None:
+            raise CaptureError(
+                f"output {value.name!r} has no rows: it is the same whatever the inputs are. Return only what belongs to a row"
+            )
+        if result.rows != 0 or result.row_axes:
+            raise CaptureError(f"output {value.name!r} has shape {V.told(result)}: its first dimension must be the rows")
+        outputs["score" if len(model.graph.outputs) == 1 else str(value.name)] = result.node
+    return Graph(specs, outputs)
+
+
+def _operand(env: dict[ir.Value, Any], value: ir.Value | None) -> Any:
+    """The traced value of an operand; constants are read, or mapped, when first needed."""
+    if value is None:
+        return None
+    if value not in env:
+        if value.const_value is None:
+            raise CaptureError(f"value {value.name!r} is neither computed, nor a weight, nor an input")
+        env[value] = _constant(str(value.name), value.const_value)
+    return env[value]
+
+
+def _constant(name: str, tensor: Any) -> Value:
+    array = tensor.numpy()
+    if str(array.dtype) not in KEPT:
+        if array.dtype.kind not in "iu":
+            raise CaptureError(f"weight {name!r} is {tensor.dtype}. Export the float32 model; precision is a step of a recipe")
+        array = array.astype(np.int64 if array.dtype.itemsize > 2 else np.int32)
+    return Value(weight(name, array), tuple(array.shape))
+
+
+def _translated(node: ir.Node, operands: Sequence[Any], call: Call, file: str) -> Any:
+    at = f"node {node.name or node.outputs[0].name!r} of {file}"
+    name = f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else f"onnx::{node.op_type}"
+    attrs = {key: _attribute(a) for key, a in node.attributes.items()}
+    if node.op_type == "Constant":
+        ((key, found),) = attrs.items()
+        return found if isinstance(found, Value) else V.of(np.asarray(found, np.float32 if key.startswith("value_float") else None))
+    row = ONNX.get(node.op_type) if name.startswith("onnx::") else None
+    if row is None:
+        raise CaptureError(f"no burnish op for {name} at {at}. Add a row to graph/ops.py (docs/adding_an_op.md), {AS_IT_CAME}")
+    attrs = {key: V.array_of(v) if isinstance(v, Value) else v for key, v in attrs.items()}
+    try:
+        return row(call, operands, attrs)
+    except Mixes as error:
+        raise CaptureError(
+            f"{error} at {at} mixes the rows of a batch, so a row has no score of its own. Take it out of the model, {AS_IT_CAME}"
+        ) from None
+    except Ambiguous:
+        raise CaptureError(
+            f"the number of rows in a batch is used as a number at {at} ({name}), so a row's score depends on its company. "
+            f"Take it out of the model, {AS_IT_CAME}"
+        ) from None
+    except Unsupported as error:
+        if str(error) == "random":
+            raise CaptureError(
+                f"{name} at {at} draws random numbers, so a row has no fixed score. Export in evaluation mode, {AS_IT_CAME}"
+            ) from None
+        raise CaptureError(f"{name} at {at} is {error}, which burnish has no op for. Write it another way, {AS_IT_CAME}") from None
+    except (GraphError, TypeError, AttributeError, IndexError, KeyError, ValueError) as error:
+        raise CaptureError(f"burnish does not know this form of {name} at {at} ({error}). Write it another way, {AS_IT_CAME}") from error
+
+
+def _attribute(attribute: Any) -> Any:
+    value = attribute.value
+    if attribute.type == ir.AttributeType.TENSOR:
+        return _constant(attribute.name, value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check(graph: Graph, path: Path, examples: Mapping[str, np.ndarray] | None) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [name for name, _ in graph.outputs]
+
+    def run(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            return dict(zip(names, session.run(None, table)))
+        except Exception as error:  # onnxruntime raises types of its own
+            n = len(next(iter(table.values())))
+            raise CaptureError(
+                f"{path.name} itself fails on {n} row{'s' * (n > 1)}: {str(error).strip().splitlines()[0]}. "
+                "Declare the cardinality of integer inputs, or give example arrays"
+            ) from error
+
+    check_parity(graph, run, example_rows(examples, 128) if examples else random_rows(graph.inputs, 128))
