@@ -204,10 +204,10 @@ def refuse_foreign(to: Path) -> bool:
     if not held:
         return False
     try:
-        known = {MANIFEST, *_read_manifest(to).files}
-    except ArtifactError:
-        known = {MANIFEST} if set(held) <= {MANIFEST, GOLDEN, "weights.bin"} else set()
-    foreign = [name for name in held if name not in known]
+        ours = {MANIFEST, *_read_manifest(to).files}
+    except ArtifactError:  # a damaged one may be replaced: then what the layout allows is ours
+        ours = {name for name in held if name in (MANIFEST, GOLDEN, "weights.bin") or name.startswith("program/")}
+    foreign = [name for name in held if name not in ours or MANIFEST not in held]
     if foreign:
         raise ArtifactError(f"cannot write an artifact at {to}: it holds {foreign[0]}, which is not part of one. Choose an empty directory")
     return True
@@ -238,10 +238,11 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     text = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(manifest, sha256=_BLANK.decode())), indent=1)
     found = hashlib.sha256(text).hexdigest()
     part = directory / f".{MANIFEST}.part"
-    part.write_bytes(found.encode().join(text.rsplit(_BLANK, 1)))
+    text = found.encode().join(text.rsplit(_BLANK, 1))
+    part.write_bytes(text)
     _sync_file(part)
     os.replace(part, directory / MANIFEST)
-    return msgspec.structs.replace(manifest, sha256=found)
+    return msgspec.json.decode(text, type=Manifest)
 
 
 def _read_manifest(path: Path) -> Manifest:
