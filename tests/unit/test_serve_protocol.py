@@ -165,6 +165,17 @@ def test_json_scores_keep_their_bits(scores):
     assert np.array(json.loads(body)["outputs"][0]["data"], np.float32).tobytes() == scores.tobytes()
 
 
+def test_a_score_that_is_not_a_number_is_null_in_json_and_itself_in_bytes():
+    scores = np.array([1.0, np.nan, np.inf], np.float32)
+    for binary in (False, True):
+        asked = protocol.Layout("", (protocol.Wanted("score", binary),), (), True, 3, 1, 0)
+        body, cut = encode(MIXED, protocol.Call(asked), scores, "m", "1")
+        if binary:
+            assert body[cut:] == scores.tobytes()
+        else:
+            assert json.loads(body)["outputs"][0]["data"] == [1.0, None, None]
+
+
 @st.composite
 def any_table(draw: Any) -> tuple[Signature, dict[str, np.ndarray]]:
     """A model with random inputs, and a plain table for it."""
