@@ -22,7 +22,14 @@ def test_an_observer_fed_in_pieces_knows_what_one_fed_at_once_knows():
     for one in (whole, pieces):
         assert one.count == 10_007
         assert (one.low == values.min(axis=0)).all() and (one.high == values.max(axis=0)).all()
-        assert (one.sample == values[::4]).all()  # 10,007 vectors, at most 4,096 kept: every fourth
+    assert (whole.sample == pieces.sample).all() and module.SAMPLE / 2 < len(whole.sample) <= module.SAMPLE
+
+
+def test_the_sample_is_out_of_step_with_rows_that_repeat():
+    observer = Observer(1)
+    observer.see((np.arange(40_000, dtype=np.float32) % 128)[:, None])
+    share = np.bincount(observer.sample[:, 0].astype(int), minlength=128) / len(observer.sample)
+    assert share.max() < 2 / 128 and share.min() > 0.5 / 128
 
 
 def test_the_sample_of_a_wide_value_is_bounded_in_bytes():

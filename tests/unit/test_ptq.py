@@ -262,3 +262,14 @@ def test_a_linear_that_would_spoil_the_scores_stays_float():
     assert [node.inputs[1]["weight"].name for node in kept.order if node.op is Op.LINEAR] == ["w0"]
     assert all(node.op is not Op.LINEAR for node in ptq.int8(spoiled, {"x": x}, **NAIVE).order)
     assert all(node.op is not Op.LINEAR for node in ptq.int8(spoiled, {"x": x}).order)  # what migration is for
+
+
+def test_rare_values_are_not_clipped_for_a_little_less_error():
+    """One row in 400 is 30 times the rest: clipping it would look good on few rows, and ruin that row."""
+    graph, rng = one_linear(64, 64), np.random.default_rng(0)
+    x = rng.normal(size=(8000, 64)).astype(np.float32)
+    x[::400] *= 30
+    (choice,) = ptq.choose(graph, {"x": x})
+    assert choice.scheme.ranges == "min-max"
+    exact, got = (interpret(g, {"x": x[::400]})["y"] for g in (graph, ptq.quantized(graph, [choice])))
+    assert decibels(exact, got) > 30

@@ -18,6 +18,7 @@ from burnish.inputs import rows_of
 BATCH = 1024  # rows interpreted at a time
 SAMPLE = 4096  # vectors kept of each value
 SAMPLE_BYTES = 16 << 20
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: multiples of it spread evenly, out of step with any order of the rows
 LEAST_ROWS = 16  # fewer say nothing of a range; a few thousand are good
 
 
@@ -29,7 +30,8 @@ class Observer:
         self.low = np.full(channels, np.inf, np.float32)
         self.high = np.full(channels, -np.inf, np.float32)
         self._keep = max(64, min(SAMPLE, SAMPLE_BYTES // (4 * channels)))
-        self._stride = 1  # every stride-th vector seen is in the sample; doubles when the sample is full
+        self._keys = np.empty(0, np.uint64)  # of the vectors in the sample, all below the limit, which halves when the sample is full
+        self._limit = np.uint64(2**64 - 1)
         self.sample = np.empty((0, channels), np.float32)
 
     @property
@@ -42,11 +44,13 @@ class Observer:
         vectors = value.reshape(-1, value.shape[-1])
         np.minimum(self.low, vectors.min(axis=0), out=self.low)
         np.maximum(self.high, vectors.max(axis=0), out=self.high)
-        self.sample = np.concatenate([self.sample, vectors[-self.count % self._stride :: self._stride]])
+        keys = np.arange(self.count, self.count + len(vectors), dtype=np.uint64) * GOLDEN
         self.count += len(vectors)
+        self.sample = np.concatenate([self.sample, vectors[keys <= self._limit]])
+        self._keys = np.concatenate([self._keys, keys[keys <= self._limit]])
         while len(self.sample) > self._keep:
-            self.sample = self.sample[::2]
-            self._stride *= 2
+            self._limit //= np.uint64(2)
+            self.sample, self._keys = self.sample[self._keys <= self._limit], self._keys[self._keys <= self._limit]
 
 
 def observe(graph: Graph, values: Sequence[Node], rows: Mapping[str, np.ndarray]) -> dict[Node, Observer]:
