@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,7 +210,11 @@ address = _address_by_layout if _address_by_layout(_probe) == _probe.ctypes.data
 
 def _library(path: Path) -> ctypes.CDLL:
     try:
-        library = ctypes.CDLL(str(path))
+        with tempfile.TemporaryDirectory(prefix="burnish-") as own:
+            # a name of its own: the loader knows libraries by name, and would give the one of an artifact that stood here before
+            name = Path(own, path.name)
+            name.symlink_to(path.resolve())
+            library = ctypes.CDLL(str(name))
     except OSError as error:
         raise ArtifactError(f"{path} cannot be loaded: {error}. Was it compiled for another system?") from None
     if library.ranker_abi() != ABI:
