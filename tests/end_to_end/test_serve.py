@@ -256,6 +256,22 @@ def test_a_broken_http_request_ends_its_connection_only(server):
     assert ask(server, "/v2/health/live")[0] == 200
 
 
+@pytest.mark.parametrize("announced", [b"Content-Length: 500\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"])
+def test_a_client_that_goes_away_while_it_sends_is_not_a_fault(path, announced):
+    with Server(path) as server:
+        with socket.create_connection((server.host, server.port), timeout=10) as connection:
+            connection.sendall(b"POST /v2/models/ranker/infer HTTP/1.1\r\nHost: x\r\n" + announced)
+            time.sleep(0.2)
+        for _ in range(200):
+            text = ask(server, "/metrics")[1]
+            ended = [counted(text, f'burnish_requests_total{{status="{status}"}}') for status in (499, 400, 500)]
+            if any(ended):
+                break
+            time.sleep(0.02)
+        assert sum(ended) == 1 and ended[2] == 0
+        assert "Traceback" not in server.log
+
+
 def counted(text: bytes, name: str) -> float:
     return float(re.search(rf"^{re.escape(name)} (\S+)$", text.decode(), re.M).group(1))
 
@@ -377,6 +393,21 @@ def _live(server: Server) -> bool:
         return ask(server, "/v2/health/live")[0] == 200
     except OSError:
         return False
+
+
+def test_the_native_engine_is_served_with_its_bits(tmp_path):
+    native = pytest.importorskip("burnish.backends.native").Native()
+    if native.missing():
+        pytest.skip(native.missing())
+    artifact = burnish.compile(testing.dcn_v2(dense=5, ids=6, width=4, cross=1, deep=(16, 8), mixed=True), "fp32", backend="native")
+    path = artifact.save(tmp_path / "ranker").path
+    with burnish.load(path) as scorer, Server(path, workers=2) as server:
+        client = triton.InferenceServerClient(server.address)
+        for n in (1, 37, 129):
+            request, candidates, table = call(n, seed=n)
+            for arrays, expected in ((wire(request, candidates), scorer(request, candidates)), (table, scorer.rows(table))):
+                assert infer(client, arrays, True).as_numpy("score").tobytes() == expected.tobytes()
+        client.close()
 
 
 def test_serving_imports_no_torch_and_no_compiler():

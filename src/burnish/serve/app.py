@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
+from granian.rsgi import ProtocolClosed
 
 from burnish.errors import BurnishError, InputError, ServeError
 from burnish.host import versions
 from burnish.runtime.artifact import Artifact
 from burnish.runtime.scorer import Scorer, load
 from burnish.serve import protocol
-from burnish.serve.metrics import CONTENT_TYPE, Board, Row
+from burnish.serve.metrics import CONTENT_TYPE, GONE, Board, Row
 from burnish.serve.protocol import Signature
 from burnish.serve.wire import LIMITS, Limits, Refused
 
@@ -73,6 +74,8 @@ class Application:
             self._refuse(http, refused.status, str(refused))
         except InputError as error:
             self._refuse(http, 400, str(error))
+        except ProtocolClosed:  # the client went away while it was sending; nobody is there to answer
+            self.counters.answered(GONE)
         except Exception:  # a fault of ours ends one request, not the worker
             traceback.print_exc()
             self._refuse(http, 500, "the server failed on this request; its log has the reason")

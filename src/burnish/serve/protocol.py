@@ -182,9 +182,8 @@ def layout(signature: Signature, text: bytes, binary: bool, limits: Limits = LIM
         if name not in slots:
             raise Refused(f"input {name!r} is missing. The model takes {_names(known)}")
     plain = known is signature.rows
-    rows = _same_rows(
-        [slots[w.name] for w in known.values() if plain or w.side == "candidate"], "plain rows" if plain else "the candidates"
-    )
+    counted = [slots[wire.name] for wire in known.values() if plain or wire.side == "candidate"]
+    rows = _same_rows(counted, "plain rows" if plain else "the candidates")
     requests = 1 if plain or OFFSETS in known or OFFSETS not in slots else slots[OFFSETS].shape[0] - 1
     if requests < 1:
         raise Refused(_OFFSETS_RULE.format(rows))
@@ -370,8 +369,10 @@ def _wanted(signature: Signature, message: _Request) -> tuple[Wanted, ...]:
     default = message.parameters is not None and message.parameters.binary_data_output
     if not message.outputs:
         return tuple(Wanted(name, default) for name in signature.outputs)
-    wanted = []
+    wanted: list[Wanted] = []
     for output in message.outputs:
+        if any(output.name == other.name for other in wanted):  # and so never more outputs than the model has
+            raise Refused(f"output {output.name!r} is asked for twice. Ask for each output once")
         if output.name not in signature.outputs:
             raise Refused(f"output {output.name!r} is not one of the model's, which are {_names(signature.outputs)}")
         parameters = output.parameters or _OutputParameters()
