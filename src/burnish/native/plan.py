@@ -135,6 +135,24 @@ def view_of(node: Node) -> tuple[Node, int] | None:
     return None
 
 
+def absorbed(graph: Graph) -> frozenset[Node]:
+    """Transposes of the last two axes that only MATMUL reads, as its second operand: its kernel reads their operand instead."""
+    users, kept = graph.users(), {node for _, node in graph.outputs}
+    return frozenset(
+        node
+        for node in graph.order
+        if is_swap(node) and node not in kept and all(u.op is Op.MATMUL and u.inputs[0] is not node for u in users[node])
+    )
+
+
+def is_swap(node: Node) -> bool:
+    """Whether the node is a TRANSPOSE of its row's last two axes and of no other."""
+    if node.op is not Op.TRANSPOSE or node.side == "constant":
+        return False
+    rank = len(node.shape)
+    return node["perm"] == (*range(rank - 2), rank - 1, rank - 2)
+
+
 def source(node: Node) -> tuple[Node, int]:
     """The computed value that a chain of views ends at, and how many values of its row come before the node's."""
     skip = 0
@@ -142,6 +160,11 @@ def source(node: Node) -> tuple[Node, int]:
         node, more = view
         skip += more
     return node, skip
+
+
+def held_in(operand: Node, skipped: frozenset[Node]) -> Node:
+    """The computed value that a step reads for an operand."""
+    return source(operand.inputs[0] if operand in skipped else operand)[0]
 
 
 @dataclass
@@ -159,8 +182,9 @@ def _group(graph: Graph) -> list[_Group]:
     """Each pointwise node joins the latest step among its operands' when it runs over the same values; else it begins one."""
     groups: list[_Group] = []
     where: dict[Node, int] = {}
+    skipped = absorbed(graph)
     for node in graph.order:
-        if node.side == "constant" or view_of(node) is not None:
+        if node.side == "constant" or view_of(node) is not None or node in skipped:
             continue
         if node.op in ELEMENTWISE:
             near = [where[s] for v in node.inputs if v.side == node.side for s in [source(v)[0]] if s in where]
@@ -227,9 +251,10 @@ def _place(graph: Graph, groups: list[_Group]) -> tuple[dict[Node, Place], list[
             if node is not None and node not in places:
                 places[node] = Place(len(drafts), 0)
                 drafts.append(_draft(len(drafts), node))
+    skipped = absorbed(graph)
     for node in graph.order:  # views last: their sources have places now
         if node.side != "constant" and node not in places:
-            value, skip = source(node)
+            value, skip = source(node.inputs[0] if node in skipped else node)
             places[node] = Place(places[value].buffer, places[value].at + skip)
     return places, drafts
 
@@ -243,11 +268,12 @@ def _steps(graph: Graph, groups: list[_Group], places: dict[Node, Place]) -> lis
     """Groups as steps, request side first; what only its own group reads is not stored."""
     group_of = {node: g for g in groups for node in (g.head, *g.body) if node is not None}
     stored: set[Node] = {source(node)[0] for _, node in graph.outputs if node.side != "constant"}
+    skipped = absorbed(graph)
     for node in graph.order:
         for operand in node.inputs:
-            if operand.side == "constant" or view_of(node) is not None:
+            if operand.side == "constant" or view_of(node) is not None or node in skipped:
                 continue
-            value, _ = source(operand)
+            value = held_in(operand, skipped)
             if group_of[value] is not group_of.get(node):
                 stored.add(value)
     steps = []
@@ -277,10 +303,11 @@ def _lay_out(graph: Graph, steps: list[Step], places: dict[Node, Place], drafts:
         last[index] = max(last.get(index, at), at)
 
     held = frozenset(node for step in steps for node in step.stored)
+    skipped = absorbed(graph)
     for at, step in enumerate(steps):
         for node in step.nodes:
             for operand in node.inputs:
-                if operand.side != "constant" and source(operand)[0] in held:
+                if operand.side != "constant" and held_in(operand, skipped) in held:
                     touch(operand, end if operand.side != step.side else at)
             if node in step.stored:
                 touch(node, at)

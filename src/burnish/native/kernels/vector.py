@@ -108,6 +108,16 @@ INL F muladd(F a, F b, F c) { // fused where the machine can; for products only,
   return a * b + c;
 #endif
 }
+// the first n lanes, zeros behind; n is a constant wherever this is called
+INL F load_some(const float *p, int n) {
+#if defined(__AVX512F__)
+  return (F)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#else
+  F v = {};
+  for (int i = 0; i < n; i++) v[i] = p[i];
+  return v;
+#endif
+}
 INL float sum_of(F x) { // lanes in a fixed order
   float lanes[LANES];
   memcpy(lanes, &x, sizeof x);
@@ -143,7 +153,8 @@ INL F power_of_two(I n) { return float_of((n + 127) << 23); }
 INL F v_exp(F x) {
   F t = x < 89.f ? x : F{} + 89.f;
   t = t > -104.f ? t : F{} - 104.f;
-  F n = v_rint(t * 1.44269504088896341f);
+  F big = t * 1.44269504088896341f + 12582912.f; // 1.5 * 2**23: rounds to an integer and leaves it in the low bits
+  F n = big - 12582912.f;
   t = t - n * 0.693359375f;
   t = t - n * -2.12194440e-4f;
   F p = t * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -152,8 +163,8 @@ INL F v_exp(F x) {
   p = p * t + 1.6666665459e-1f;
   p = p * t + 5.0000001201e-1f;
   p = p * (t * t) + t + 1.f;
-  I i = to<int32_t>(n), half = i >> 1;
-  p = p * power_of_two(half) * power_of_two(i - half);
+  I i = bits_of(big) - 0x4b400000, half = i >> 1;
+  p = p * power_of_two(half) * power_of_two(i - half); // in two steps: the result may be subnormal
   return x != x ? x : p;
 }
 INL F v_log(F x) {
