@@ -78,7 +78,7 @@ def test_a_quantized_network_is_as_close_to_the_float_one_as_its_scales_allow(wi
 @given(testing.graphs(), st.sampled_from([0.0, 0.5, 1.0]))
 def test_each_linear_of_a_random_graph_is_as_close_as_its_scales_allow(graph, migration):
     table = testing.rows(graph, 40)
-    for choice in ptq.choose(graph, table, "min-max", migration, "nearest", bias_correction=False, narrowest=1):
+    for choice in ptq.choose(graph, table, **{**CHOICE, "migration": migration}, narrowest=1):
         int8 = verify(ptq.quantized(graph, [choice]))
         (node,) = (node for node in int8.order if node.op is Op.QLINEAR)
         multiplier = choice.scheme.multiplier.astype(np.float64)

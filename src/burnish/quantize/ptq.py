@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -79,22 +80,12 @@ class Choice:
         return float(-10 * np.log10(max(self.error, 1e-30)))
 
 
-def int8(
-    graph: Graph,
-    calibration: Mapping[str, np.ndarray],
-    ranges: str = "auto",
-    migration: float | str = "auto",
-    rounding: str = "auto",
-    bias_correction: bool = True,
-    keep_poor: bool = True,
-    narrowest: int = 8,
-    skip: Sequence[str] = (),
-) -> Graph:
-    """linear(x, w, b)  ->  qlinear(quantize(x, multiplier), int8 w, scale, bias) for the linears that `linears` lists.
+def int8(graph: Graph, calibration: Mapping[str, np.ndarray], *, keep_poor: bool = True, **options: Any) -> Graph:
+    """linear(x, w, b)  ->  qlinear(quantize(x, multiplier), int8 w, scale, bias) for each linear of `choose(..., **options)`.
 
     With `keep_poor` those are left that alone would bring the model's outputs below POOR_DB.
     """
-    choices = choose(graph, calibration, ranges, migration, rounding, bias_correction, narrowest, skip)
+    choices = choose(graph, calibration, **options)
     if keep_poor:
         choices = tuple(choice for choice, db in zip(choices, score_db(graph, choices, calibration)) if db >= POOR_DB)
     return quantized(graph, choices)
@@ -125,6 +116,7 @@ def linears(graph: Graph, narrowest: int = 8, skip: Sequence[str] = ()) -> list[
 def choose(
     graph: Graph,
     calibration: Mapping[str, np.ndarray],
+    *,
     ranges: str = "auto",
     migration: float | str = "auto",
     rounding: str = "auto",
@@ -157,10 +149,7 @@ def choose(
 
 
 def quantized(graph: Graph, choices: Sequence[Choice]) -> Graph:
-    """The graph with the linears of the choices in int8.
-
-    A linear that has a float init keeps it as an addition. RecipeError when a sum could leave 32 bits.
-    """
+    """The graph with the linears of the choices in int8. A linear that has a float init keeps it as an addition."""
     by_node = {choice.linear.node: choice for choice in choices}
     multipliers: dict[int, Node] = {}  # linears that share a scheme share its multiplier, and so its QUANTIZE
 

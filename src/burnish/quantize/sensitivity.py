@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,17 +27,9 @@ class Layer(msgspec.Struct, frozen=True):
     score_db: float  # of the model's outputs when only this linear is int8; inf when they do not change
 
 
-def sensitivity(
-    graph: Graph,
-    calibration: Mapping[str, np.ndarray],
-    ranges: str = "auto",
-    migration: float | str = "auto",
-    rounding: str = "auto",
-    bias_correction: bool = True,
-    narrowest: int = 8,
-) -> tuple[Layer, ...]:
-    """Every linear that Int8 with these fields would quantize, the one that harms the model's outputs most first."""
-    choices = choose(graph, calibration, ranges, migration, rounding, bias_correction, narrowest)
+def sensitivity(graph: Graph, calibration: Mapping[str, np.ndarray], **options: Any) -> tuple[Layer, ...]:
+    """Every linear of `choose(graph, calibration, **options)`, the one that harms the model's outputs most first."""
+    choices = choose(graph, calibration, **options)
     layers = [
         Layer(
             name=choice.linear.name,
