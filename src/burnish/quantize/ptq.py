@@ -271,9 +271,9 @@ def _stretch(largest: np.ndarray, columns: np.ndarray, degree: float) -> np.ndar
     """float32 () or (K,): by how much each channel is stretched, rms(w_k)^(a (1 - a)) / max|x_k|^a at degree a.
 
     0 leaves all channels alone, 1 makes all equally wide. Between, a channel whose weights are large matters more than its width says:
-    the rounding error of x_k reaches the output times w_k. SmoothQuant's max|w_k|^(1 - a) counts weights more, and reconstructs the
-    demo's wide linears 1 to 1.5 dB worse (docs/quantization.md). A channel that is always 0 is left alone; one whose weights are 0 is
-    made no wider than the narrowest of the others, so that it widens no range.
+    the rounding error of x_k reaches the output times w_k. (SmoothQuant's max|w_k|^(1 - a) does not leave channels alone at 0, and is no
+    better between: docs/quantization.md.) A channel that is always 0 is left alone; one whose weights are 0 is made no wider than the
+    narrowest of the others, so that it widens no range.
     """
     if degree == 0:
         return np.ones((), np.float32)
