@@ -10,11 +10,12 @@ from burnish.graph.node import Graph, Node
 Rule = Callable[[Node], Node | None]
 
 
-def rewrite(graph: Graph, rules: Sequence[Rule], most: int = 100) -> Graph:
+def rewrite(graph: Graph, rules: Sequence[Rule], most: int = 100, follow: set[Node] | None = None) -> Graph:
     """Apply the first rule that fits to every node, operands first, until none fits anywhere; the old graph is left whole.
 
     A rule sees a node whose operands are at rest already, and what it returns is rewritten in turn. A node knows nothing of its users,
-    so one walk reaches the fixpoint, however deep the graph. GraphError when the rules fire more than `most` times a node.
+    so one walk reaches the fixpoint, however deep the graph. What the nodes of `follow` become is added to it on the way: a rule that
+    needs to know something of the graph asks that set. GraphError when the rules fire more than `most` times a node.
     """
     rest: dict[Node, Node] = {}  # node -> what it became, to which no rule applies any more
     became: dict[Node, Node] = {}  # node -> its next form, not yet at rest
@@ -37,6 +38,8 @@ def rewrite(graph: Graph, rules: Sequence[Rule], most: int = 100) -> Graph:
                 became[node] = after
             if after is node or after in rest:
                 rest[node] = rest.get(after, node)
+                if follow and node in follow:
+                    follow.add(rest[node])
                 continue
             stack.append(after)
             left -= 1

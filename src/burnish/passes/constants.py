@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 
 import numpy as np
 
@@ -110,10 +111,11 @@ def linear_of_matmul(node: Node) -> Node | None:
     return None
 
 
-def scale_and_shift_after_linear(node: Node) -> Node | None:
+def scale_and_shift_after_linear(node: Node, shared: Container[Node]) -> Node | None:
     """LINEAR(x, W, b) * s + c  ->  LINEAR(x, s W, s b + c), one operation at a time; s and c are one number or one a column.
 
     1. + c and - c, an init or none    2. * s and / s, no init    3. c - LINEAR(x)  ->  LINEAR(x, -W, c - b), no init
+    Left alone: a linear that is read elsewhere too; it would be computed twice.
     """
     match node:
         case Node(Op.ADD | Op.SUB | Op.MUL | Op.DIV as op, (Node(Op.LINEAR) as linear, other)):
@@ -123,7 +125,7 @@ def scale_and_shift_after_linear(node: Node) -> Node | None:
         case _:
             return None
     wb = _weights(linear)
-    if c is None or wb is None or node.shape != linear.shape:
+    if c is None or wb is None or node.shape != linear.shape or linear in shared:
         return None
     w, b = wb
     if op is Op.ADD:
@@ -249,7 +251,6 @@ CONSTANTS = (
     fold,
     drop_arithmetic_that_changes_nothing,
     linear_of_matmul,
-    scale_and_shift_after_linear,
     scale_and_shift_before_linear,
     merge_columns_of_linear,
 )

@@ -9,9 +9,8 @@ import numpy as np
 
 from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import Op
-from burnish.graph.rewrite import rewrite
-from burnish.passes.segments import bounds, concat, piece, segments
-from burnish.passes.tidy import TIDY, tidy
+from burnish.passes.segments import bounds, by_side, concat, mixed, piece, segments
+from burnish.passes.tidy import tidy
 
 
 def embedding(graph: Graph) -> Graph:
@@ -19,7 +18,7 @@ def embedding(graph: Graph) -> Graph:
 
     One LOOKUP of a column of several same-width tables stays one LOOKUP a table: backends read one row after another either way.
     """
-    return own_tables(rewrite(graph, (lookup_of_mixed, bag_of_mixed, bag_of_one, *TIDY)))
+    return own_tables(tidy(graph, lookup_of_mixed, bag_of_mixed, bag_of_one, join_offsets))
 
 
 def lookup_of_mixed(node: Node) -> Node | None:
@@ -29,7 +28,7 @@ def lookup_of_mixed(node: Node) -> Node | None:
             for axis in range(len(ids.shape)):
                 parts = segments(ids, axis)
                 if parts is not None:
-                    return concat([Node(Op.LOOKUP, (table, part)) for part in parts], axis)
+                    return by_side(parts, axis, lambda part: Node(Op.LOOKUP, (table, part)))
     return None
 
 
@@ -52,6 +51,24 @@ def bag_of_one(node: Node) -> Node | None:
             row = Node(Op.LOOKUP, (table, Node(Op.RESHAPE, (ids,), shape=ids.shape[:-1])))
             return Node(Op.MUL, (row, weights[0])) if weights else row
     return None
+
+
+def join_offsets(node: Node) -> Node | None:
+    """CONCAT(a + o, b, c + p)  ->  CONCAT(a, b, c) + (o, 0, p), of ids (n,) of one side: one addition, and columns side by side again."""
+    if node.op is not Op.CONCAT or node.dtype not in ("int32", "int64") or len(node.shape) != 1 or mixed(node.inputs):
+        return None
+    ids, offsets = [], []
+    for part in node.inputs:
+        match part:
+            case Node(Op.ADD, (x, o)) if o.op is Op.WEIGHT and x.shape == part.shape and x.dtype == o.dtype == node.dtype:
+                ids.append(x)
+                offsets.append(np.broadcast_to(o["weight"].array, part.shape))
+            case _:
+                ids.append(part)
+                offsets.append(np.zeros(part.shape, node.dtype))
+    if tuple(ids) == node.inputs:
+        return None
+    return Node(Op.ADD, (concat(ids, 0), weight("offsets", np.concatenate(offsets))))
 
 
 def own_tables(graph: Graph) -> Graph:

@@ -13,10 +13,9 @@ import numpy as np
 
 from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import Op
-from burnish.graph.rewrite import rewrite
 from burnish.passes.embedding import bag_of_mixed, lookup_of_mixed
-from burnish.passes.segments import bounds, concat, segments
-from burnish.passes.tidy import TIDY
+from burnish.passes.segments import bounds, by_side, concat, segments
+from burnish.passes.tidy import tidy
 
 LEAST_COLUMNS = 8  # fewer columns out of a dot product save nothing: reading its init costs as much
 LEAST_PRODUCTS = 64
@@ -27,7 +26,7 @@ def factor_request(graph: Graph) -> Graph:
 
     Quantized linears stay exact to the bit; in float32 the order of summation changes.
     """
-    return rewrite(graph, (*FACTOR, *TIDY))
+    return tidy(graph, *FACTOR)
 
 
 def split_linear(node: Node) -> Node | None:
@@ -125,15 +124,21 @@ def split_quantized_linear(node: Node) -> Node | None:
     return Node(node.op, (candidate, columns_of(w, candidate_columns, "candidate"), *affine, once), zero_point=zero_point)
 
 
-def split_fields_of_linear(node: Node) -> Node | None:
-    """LINEAR(CONCAT(r, c, axis=fields), W, b)  ->  CONCAT(LINEAR(r, W, b), LINEAR(c, W, b), axis=fields)."""
-    if node.op is not Op.LINEAR or len(node.inputs) > 3:
-        return None
-    x, *wb = node.inputs
-    for axis in range(len(x.shape) - 1):
+def split_fields(node: Node) -> Node | None:
+    """LINEAR(CONCAT(r, c, axis=fields), W, b)  ->  CONCAT(LINEAR(r, W, b), LINEAR(c, W, b), axis=fields); LAYERNORM, SOFTMAX likewise."""
+    match node:
+        case Node(Op.LINEAR, (x, *others)) if len(others) == 2:
+            axes = range(len(x.shape) - 1)
+        case Node(Op.LAYERNORM, (x, *others)):
+            axes = range(len(x.shape) - len(others[0].shape))
+        case Node(Op.SOFTMAX, (x, *others)):
+            axes = [axis for axis in range(len(x.shape)) if axis != node["axis"]]
+        case _:
+            return None
+    for axis in axes:
         parts = segments(x, axis)
         if parts is not None:
-            return concat([node.with_inputs((part, *wb)) for part in parts], axis)
+            return by_side(parts, axis, lambda part: node.with_inputs((part, *others)))
     return None
 
 
@@ -200,7 +205,7 @@ def _dots(a: Node, b: Node, flat: list[int]) -> Node:
     return Node(Op.TAKE, (Node(Op.RESHAPE, (product,), shape=(a.shape[0] * b.shape[0],)),), axis=0, indices=flat)
 
 
-FACTOR = (split_linear, split_dots, split_quantized_linear, split_fields_of_linear, split_reduction, lookup_of_mixed, bag_of_mixed)
+FACTOR = (split_linear, split_dots, split_quantized_linear, split_fields, split_reduction, lookup_of_mixed, bag_of_mixed)
 
 
 def columns_of(w: Node, columns: list[int], name: str) -> Node:

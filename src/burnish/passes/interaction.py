@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from burnish.graph.node import Graph, Node
 from burnish.graph.ops import Op
-from burnish.graph.rewrite import rewrite
 from burnish.passes.segments import concat
-from burnish.passes.tidy import TIDY
+from burnish.passes.tidy import tidy
 
 MOST_WASTE = 4  # the matrix product may compute this many times the wanted dot products
 
 
 def interaction(graph: Graph) -> Graph:
     """The same function with pairwise dot products in canonical form; they are summed in another order."""
-    return rewrite(graph, (dots_of_pairs, *TIDY))
+    return tidy(graph, dots_of_pairs)
 
 
 def dots_of_pairs(node: Node) -> Node | None:

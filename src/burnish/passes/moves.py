@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Container
+from itertools import pairwise
+
 from burnish.graph.node import Node
 from burnish.graph.ops import POINTWISE, REDUCE, Op, broadcast
 from burnish.passes.segments import bounds, concat, piece, reshaped_axis, segments
@@ -139,10 +143,13 @@ def join_entries(node: Node) -> Node | None:
     return concat(joined, axis) if len(joined) < len(node.inputs) else None
 
 
-def reshape_of_concat(node: Node) -> Node | None:
-    """RESHAPE(CONCAT(a, b))  ->  CONCAT(RESHAPE(a), RESHAPE(b)), where each part stays one block."""
+def reshape_of_concat(node: Node, shared: Container[Node]) -> Node | None:
+    """RESHAPE(CONCAT(a, b))  ->  CONCAT(RESHAPE(a), RESHAPE(b)), where each part stays one block.
+
+    Left alone: a CONCAT that is read in its own shape too; it would be written twice.
+    """
     match node:
-        case Node(Op.RESHAPE, (Node(Op.CONCAT, parts) as whole,)):
+        case Node(Op.RESHAPE, (Node(Op.CONCAT, parts) as whole,)) if whole not in shared:
             how = reshaped_axis(whole, whole["axis"], parts, node["shape"])
             if how is not None:
                 axis, shapes = how
@@ -150,14 +157,29 @@ def reshape_of_concat(node: Node) -> Node | None:
     return None
 
 
-def reshape_of_lookup(node: Node) -> Node | None:
-    """RESHAPE(LOOKUP(t, ids))  ->  LOOKUP(t, RESHAPE(ids)), where rows of the table stay whole. BAG likewise."""
+def reshape_of_lookup(node: Node, shared: Container[Node]) -> Node | None:
+    """RESHAPE(LOOKUP(t, ids))  ->  LOOKUP(t, RESHAPE(ids)), where rows of the table stay whole. BAG likewise.
+
+    Left alone: a LOOKUP that is read in its own shape too; its rows would be read twice.
+    """
     match node:
+        case Node(Op.RESHAPE, (Node(Op.LOOKUP | Op.BAG) as lookup,)) if lookup in shared:
+            return None
         case Node(Op.RESHAPE, (Node(Op.LOOKUP, (table, ids)) as lookup,)) if node["shape"][-1:] == lookup.shape[-1:]:
             return Node(Op.LOOKUP, (table, Node(Op.RESHAPE, (ids,), shape=node["shape"][:-1])))
         case Node(Op.RESHAPE, (Node(Op.BAG, (table, *of)) as bag,)) if node["shape"][-1:] == bag.shape[-1:]:
             length = of[0].shape[-1]
             return bag.with_inputs((table, *(Node(Op.RESHAPE, (v,), shape=(*node["shape"][:-1], length)) for v in of)))
+    return None
+
+
+def flat_slice(node: Node) -> Node | None:
+    """RESHAPE(SLICE(x (A, B), axis=0)) flat  ->  SLICE(RESHAPE(x) flat): slices that lay side by side do so again."""
+    match node:
+        case Node(Op.RESHAPE, (Node(Op.SLICE, (x,)) as rows,)) if rows["axis"] == 0 and len(x.shape) > 1 and len(node.shape) == 1:
+            width = math.prod(x.shape[1:])
+            flat = Node(Op.RESHAPE, (x,), shape=(math.prod(x.shape),))
+            return piece(flat, 0, rows["start"] * width, rows["stop"] * width)
     return None
 
 
@@ -172,6 +194,29 @@ def drop_expand(node: Node) -> Node | None:
             if broadcast(*(v.shape for v in without)) == node.shape:
                 operands = without
     return node.with_inputs(operands) if tuple(operands) != node.inputs else None
+
+
+def pointwise_of_slices(node: Node, shared: Container[Node]) -> Node | None:
+    """CONCAT(f(x[0:2], k), f(x[2:5], k))  ->  f(x[0:5], k): what passes took apart, and nobody needs apart, is one loop again.
+
+    Of slices that lie side by side, and of one constant of shape (). Left alone: parts that are read elsewhere too.
+    """
+    if node.op is not Op.CONCAT or len(node.inputs) < 2 or node.inputs[0].op not in POINTWISE:
+        return None
+    first, axis = node.inputs[0], node["axis"]
+    if any(part.op is not first.op or part.attrs != first.attrs or part.dtype != node.dtype or part in shared for part in node.inputs):
+        return None
+    operands = []
+    for column in zip(*(part.inputs for part in node.inputs)):
+        if column[0].shape == () and all(v is column[0] for v in column):
+            operands.append(column[0])
+            continue
+        if any(v.op is not Op.SLICE or v["axis"] != axis or v.shape != part.shape for v, part in zip(column, node.inputs)):
+            return None
+        if any(a.inputs != b.inputs or a["stop"] != b["start"] for a, b in pairwise(column)):
+            return None
+        operands.append(piece(column[0].inputs[0], axis, column[0]["start"], column[-1]["stop"]))
+    return first.with_inputs(operands)
 
 
 def _indices(node: Node) -> tuple[int, ...]:
@@ -219,7 +264,6 @@ MOVES = (
     part_of_mixed,
     flatten_concat,
     join_entries,
-    reshape_of_concat,
-    reshape_of_lookup,
+    flat_slice,
     drop_expand,
 )

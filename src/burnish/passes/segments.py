@@ -7,7 +7,7 @@ embeddings. `segments` finds the parts below whatever was done to the whole, so 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from burnish.graph.node import Node
 from burnish.graph.ops import BINARY, COMPARE, REDUCE, UNARY, Op
@@ -23,7 +23,8 @@ _TOGETHER = frozenset((*BINARY, *COMPARE, Op.WHERE))
 def segments(value: Node, axis: int) -> Segments | None:
     """Two or more nodes whose concatenation along `axis` is `value`, not all of one side; None when it has no such parts.
 
-    Neighbours of one side may still be several segments. Constants count as request: they too are the same for all candidates.
+    Neighbours of one side are one segment. Constants count as request: they too are the same for all candidates. Only through work so
+    light that doing it twice, should someone need the whole as well, costs nothing.
     """
     found = _segments(value, axis, {})
     return found if found is not None and mixed(found) else None
@@ -43,6 +44,25 @@ def runs(parts: Sequence[Node], axis: int) -> Segments:
         else:
             groups.append([part])
     return tuple(concat(group, axis) for group in groups)
+
+
+def by_side(parts: Sequence[Node], axis: int, make: Callable[[Node], Node]) -> Node:
+    """CONCAT(make(p) for p in parts), with `make` called once for all parts of the request and once for all of the candidate.
+
+    `make` keeps the length along `axis`, and treats what lies along it one by one.
+    """
+    where = dict(enumerate(bounds(parts, axis)))
+    made: dict[bool, Node] = {}
+    at: dict[int, int] = {}
+    for of_candidate in (False, True):
+        own = [i for i, part in enumerate(parts) if (part.side == "candidate") is of_candidate]
+        made[of_candidate] = make(concat([parts[i] for i in own], axis))
+        start = 0
+        for i in own:
+            at[i] = start
+            start += where[i][1] - where[i][0]
+    size = {i: stop - start for i, (start, stop) in where.items()}
+    return concat([piece(made[part.side == "candidate"], axis, at[i], at[i] + size[i]) for i, part in enumerate(parts)], axis)
 
 
 def concat(parts: Sequence[Node], axis: int) -> Node:
@@ -108,14 +128,6 @@ def _find(value: Node, axis: int, known: dict[tuple[Node, int], Segments | None]
     if op is Op.LOOKUP and axis < len(value.shape) - 1:
         parts = _segments(inputs[1], axis, known)
         return None if parts is None else tuple(value.with_inputs((inputs[0], part)) for part in parts)
-    if op is Op.LINEAR and axis < len(value.shape) - 1 and len(inputs) == 3:
-        parts = _segments(inputs[0], axis, known)
-        return None if parts is None else tuple(value.with_inputs((part, *inputs[1:])) for part in parts)
-    if op is Op.SOFTMAX and value["axis"] != axis:
-        return _each(value, _segments(inputs[0], axis, known))
-    if op is Op.LAYERNORM and axis < len(value.shape) - len(inputs[1].shape):
-        parts = _segments(inputs[0], axis, known)
-        return None if parts is None else tuple(value.with_inputs((part, *inputs[1:])) for part in parts)
     if op in REDUCE:
         return _reduced(value, axis, known)
     if op is Op.EXPAND:
