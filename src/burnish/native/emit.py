@@ -16,9 +16,10 @@ from burnish.native.plan import ALIGN, CTYPES, SIZES, SLACK, Plan, Step, size
 
 @dataclass(frozen=True)
 class Source:
-    """A program's text and the arrays it expects in the packed file, in order."""
+    """A program's text, the part of it that is this model's alone, and the arrays it expects in the packed file, in order."""
 
     text: str
+    model: str
     entries: tuple[Entry, ...]
     arena_bytes: int
 
@@ -169,6 +170,7 @@ def emit(plan: Plan) -> Source:
         f"static const char SIGNATURE[16] = {{{signature}}};",
         f"static const char DESCRIPTION[] = {json.dumps(json.dumps(describe(plan.graph, plan)))};",
     ]
+    model = "\n".join([*code.lines, "".join(sides) + outputs])
     text = "\n".join(
         [
             "// Written by burnish; abi/ranker.h says how it is called.",
@@ -176,11 +178,10 @@ def emit(plan: Plan) -> Source:
             "#include <fcntl.h>\n#include <stdlib.h>\n#include <sys/mman.h>\n#include <sys/stat.h>\n#include <unistd.h>",
             *constants,
             table.TEMPLATES[0] + HEAD + "".join(table.TEMPLATES[1:]),
-            "\n".join(code.lines),
-            "".join(sides) + outputs + FACE,
+            model + FACE,
         ]
     )
-    return Source(text, entries, arena)
+    return Source(text, model, entries, arena)
 
 
 def describe(graph: Graph, plan: Plan) -> dict[str, object]:

@@ -33,7 +33,7 @@ FEW = 4  # outputs of a linear up to which its vectors run along the inputs
 ELEMENTWISE = POINTWISE | {Op.QUANTIZE}
 ALIGN = 64
 SLACK = 128  # bytes behind each buffer and packed array that a vector may read
-BLOCKS = (48, 24, 12, 6)  # rows of a block, the first that keeps the arena within half of the second-level cache
+BLOCKS = (48, 24, 12, 6)  # rows of a block, the first that keeps the arena within the second-level cache
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def make(graph: Graph, host: Host, isa: str | None = None, rows: int | None = No
     steps = _steps(graph, groups, places)
     for step in steps:
         _check(step)
-    fit = host.cache_bytes[1] // 2 if len(host.cache_bytes) > 1 else 1 << 19
+    fit = host.cache_bytes[1] if len(host.cache_bytes) > 1 else 1 << 20
     for height in (rows,) if rows else BLOCKS:
         buffers, arena = _lay_out(graph, steps, places, drafts, height)
         if arena <= fit:
