@@ -129,6 +129,18 @@ def test_what_is_missing_is_left_out(report, path):
     assert "None" not in found.text
 
 
+def test_a_search_that_chose_nothing_says_why_and_shows_its_trials(report):
+    sentence = "nothing meets p99 1 ms at 128 candidates"
+    report["decision"] = {"recipe": None, "backend": None, "sentence": sentence, "sentences": [sentence]}
+    report |= {"chosen": None, "capacity": None, "ratios": {}}
+    report["trials"][5] |= {"status": "rejected", "stage": "latency", "reason": "p99 of one call alone is 2 ms"}
+    found = Text(page.render(report))
+    assert found.text.count(sentence) == 1
+    assert "p99 of one call alone is 2 ms" in found.text
+    assert "capacity" not in found.ids and "compare" not in found.ids
+    assert "None" not in found.text
+
+
 def test_an_empty_report_is_a_page_that_says_so():
     found = Text(page.render({"schema": 1}))
     assert "No decision was made." in found.text
