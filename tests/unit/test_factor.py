@@ -221,3 +221,20 @@ def test_inputs_of_one_row_each_still_factor():
     x = reshape(input_node(specs[0]), 2, 8)
     after = factored(linear(x, 16, 1), *specs)
     assert products(after) == 8 * 16
+
+
+def test_fields_of_one_side_are_multiplied_together_whatever_their_order():
+    spec = Input("f", shape=(6, 3), side=["request", "candidate"] * 3)
+    x = linear(input_node(spec), 8, 1)
+    after = factored(Node(Op.SUM, (Node(Op.MUL, (x, x)),), axes=(0,)), spec)
+    assert [v.shape for v in after.order if v.op is Op.LINEAR] == [(3, 8), (3, 8)]
+    assert sum(v.op is Op.MUL for v in after.order) == 2 and not any(v.op in (Op.CONCAT, Op.SLICE) for v in after.order)
+
+
+def test_layernorm_and_softmax_of_fields_are_split_too():
+    spec = Input("f", shape=(4, 5), side=["request", "candidate", "candidate", "request"])
+    w = Weights(1)
+    normed = Node(Op.LAYERNORM, (input_node(spec), w.normal(5), w.normal(5)), eps=1e-3)
+    after = factored(Node(Op.SOFTMAX, (normed,), axis=1), spec)
+    for op in (Op.LAYERNORM, Op.SOFTMAX):
+        assert {v.side: v.shape for v in after.order if v.op is op} == {"request": (2, 5), "candidate": (2, 5)}

@@ -215,3 +215,40 @@ def test_tidy_keeps_what_random_graphs_compute_and_finds_nothing_the_second_time
     after = tidy(graph)
     assert_same_function(graph, after, n=3, atol=1e-4)
     assert tidy(after).outputs == after.outputs
+
+
+def test_a_linear_that_gelu_reads_twice_stays_one_linear():
+    y = linear(x, 5, 1)
+    half, inner = Node(Op.MUL, (y, scalar(0.5))), Node(Op.ERF, (Node(Op.MUL, (y, scalar(0.5**0.5))),))
+    graph = Graph([X], {"out": Node(Op.MUL, (half, add(inner, one)))})
+    assert sum(v.op is Op.LINEAR for v in tidy(graph).order) == 1
+
+
+def test_a_linear_that_is_an_output_too_stays_one_linear():
+    y = linear(x, 5, 1)
+    graph = tidy(Graph([X], {"logits": y, "scaled": Node(Op.MUL, (y, scalar(0.5)))}))
+    assert sum(v.op is Op.LINEAR for v in graph.order) == 1
+
+
+def test_a_lookup_read_in_two_shapes_is_read_once():
+    ids = Input("ids", "int64", (4,), cardinality=5)
+    rows_of_table = lookup(table(5, 3, 1), input_node(ids))
+    both = {"fields": rows_of_table, "rows": reshape(rows_of_table, 2, 2, 3)}
+    assert tidy(Graph([ids], both)).outputs == tuple(both.items())
+
+
+def test_pointwise_ops_on_slices_side_by_side_are_one():
+    parts = [Node(Op.RELU, (part(x, a, b),)) for a, b in ((0, 2), (2, 3), (3, 6))]
+    assert tidied(concat(parts)) is Node(Op.RELU, (x,))
+    halves = [Node(Op.MUL, (part(x, a, a + 3), scalar(0.5))) for a in (0, 3)]
+    assert tidied(concat(halves)) is Node(Op.MUL, (x, scalar(0.5)))
+    assert tidied(concat([parts[0], parts[2]])) is concat([parts[0], parts[2]])
+
+
+@pytest.mark.parametrize("name", model_cases())
+def test_tidy_never_adds_products(name):
+    def products(graph):
+        return sum(np.prod(v.shape) * v.inputs[0].shape[-1] for v in graph.order if v.op in (Op.LINEAR, Op.MATMUL))
+
+    graph = model_cases()[name]
+    assert products(tidy(graph)) <= products(graph)
