@@ -76,7 +76,7 @@ def _back(node: Node, limit: np.ndarray) -> Sequence[tuple[Node, np.ndarray]]:
         case Op.CONCAT:
             ends = np.cumsum([v.shape[node["axis"]] for v in node.inputs])[:-1]
             return list(zip(node.inputs, np.split(limit, ends, axis=node["axis"])))
-        case Op.ADD | Op.SUB | Op.MAXIMUM:
+        case Op.ADD | Op.SUB | Op.MAXIMUM | Op.MUL:
             return _through_constant(node, limit)
     return []
 
@@ -87,12 +87,14 @@ def _through_constant(node: Node, limit: np.ndarray) -> Sequence[tuple[Node, np.
         a, b = b, a
     if b.side != "constant":
         return []
-    if node.op is not Op.MAXIMUM:
-        by = constant(b)
-        if not np.all(by == np.floor(by)):
-            return []
-        shift = np.broadcast_to(by.astype(np.int64), limit.shape)
-        limit = np.where(limit == NONE, NONE, limit - shift if node.op is Op.ADD else limit + shift)
+    by = constant(b)
+    if node.op is not Op.MAXIMUM and not np.all(by == np.floor(by)):
+        return []
+    by = np.broadcast_to(by.astype(np.int64), limit.shape)
+    if node.op is Op.MUL and np.any(by < 1):
+        return []
+    moved = {Op.ADD: lambda: limit - by, Op.SUB: lambda: limit + by, Op.MUL: lambda: -(-limit // by), Op.MAXIMUM: lambda: limit}[node.op]()
+    limit = np.where(limit == NONE, NONE, moved)
     return [(a, _narrowed(limit, a.shape))]
 
 

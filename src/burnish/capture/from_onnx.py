@@ -5,7 +5,7 @@ Weights in external data are mapped where they lie; a table of 100 GB is never r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from burnish.capture import value as V
 from burnish.capture.bounds import bounded
 from burnish.capture.calling import inferred, listed
 from burnish.capture.from_torch import AS_IT_CAME, PRIMES
-from burnish.capture.onnx_ops import ONNX, Call
+from burnish.capture.aten import Ramp
+from burnish.capture.onnx_ops import ONNX, Call, bag_loop
 from burnish.capture.parity import check_parity, example_rows, random_rows
 from burnish.capture.value import Ambiguous, Mixes, Unsupported, Value
 from burnish.errors import CaptureError, GraphError
 from burnish.graph.node import Graph, input_node, weight
+from burnish.graph.ops import Op
 from burnish.graph.verify import verify
 from burnish.inputs import Input
 
@@ -82,17 +84,17 @@ def _fits(spec: Input, value: ir.Value, path: Path) -> None:
     if value.shape is None:
         return
     dims = list(value.shape)
-    if len(dims) != 1 + len(spec.shape):
-        raise CaptureError(f"input {spec.name!r} has shape {tuple(map(str, dims))} in {path.name}, and is declared (rows, {spec.shape})")
+    fits = len(dims) == 1 + len(spec.shape) and all(not isinstance(have, int) or have == want for have, want in zip(dims[1:], spec.shape))
+    if not fits:
+        there = ", ".join(str(d if isinstance(d, int) else d.value) for d in dims)
+        declared = ", ".join(["rows", *map(str, spec.shape)])
+        raise CaptureError(
+            f"input {spec.name!r} has shape ({there}) in {path.name}, and is declared ({declared}). Declare it as it is there"
+        )
     if isinstance(dims[0], int):
         raise CaptureError(
             f"{path.name} was exported for batches of exactly {dims[0]} rows (input {spec.name!r}). Export it again with a free first dimension"
         )
-    for have, want in zip(dims[1:], spec.shape):
-        if isinstance(have, int) and have != want:
-            raise CaptureError(
-                f"input {spec.name!r} has shape {tuple(map(str, dims))} in {path.name}, and is declared (rows, {spec.shape})"
-            )
 
 
 def _primes(model: ir.Model, specs: Sequence[Input]) -> list[int]:
@@ -115,7 +117,7 @@ def _walked(model: ir.Model, specs: Sequence[Input], batch: int, file: str) -> G
         operands = [_operand(env, value) for value in node.inputs]
         while operands and operands[-1] is None:
             operands.pop()
-        out = _translated(node, operands, Call(batch, opset, len(node.outputs)), file)
+        out = _translated(node, operands, Call(batch, opset, len(node.outputs)), file, env)
         outs = out if isinstance(out, tuple) else (out,)
         env.update(zip(node.outputs, outs))
     outputs = {}
@@ -151,10 +153,12 @@ def _constant(name: str, tensor: Any) -> Value:
     return Value(weight(name, array), tuple(array.shape))
 
 
-def _translated(node: ir.Node, operands: Sequence[Any], call: Call, file: str) -> Any:
+def _translated(node: ir.Node, operands: Sequence[Any], call: Call, file: str, env: Mapping[ir.Value, Any]) -> Any:
     at = f"node {node.name or node.outputs[0].name!r} of {file}"
     name = f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else f"onnx::{node.op_type}"
     attrs = {key: _attribute(a) for key, a in node.attributes.items()}
+    if node.op_type == "Loop" and (found := _as_bag(node, env)) is not None:
+        return found
     if node.op_type == "Constant":
         ((key, found),) = attrs.items()
         return found if isinstance(found, Value) else V.of(np.asarray(found, np.float32 if key.startswith("value_float") else None))
@@ -181,6 +185,31 @@ def _translated(node: ir.Node, operands: Sequence[Any], call: Call, file: str) -
         raise CaptureError(f"{name} at {at} is {error}, which burnish has no op for. Write it another way, {AS_IT_CAME}") from None
     except (GraphError, TypeError, AttributeError, IndexError, KeyError, ValueError) as error:
         raise CaptureError(f"burnish does not know this form of {name} at {at} ({error}). Write it another way, {AS_IT_CAME}") from error
+
+
+def _as_bag(node: ir.Node, env: Mapping[ir.Value, Any]) -> tuple[Any, ...] | None:
+    """The results of a Loop that is an EmbeddingBag as torch exports it without padding; None for any other Loop."""
+    inside = list(_nodes_of(node.attributes["body"].as_graph()))
+    ops = [n.op_type for n in inside]
+    read = [env.get(n.inputs[0]) for n in inside if n.op_type == "Slice"]
+    offsets = {id(v): v for v in read if isinstance(v, Ramp)}
+    data = {id(v): v for v in read if isinstance(v, Value) and v.rows == 0}
+    reduce = next((op for name, op in REDUCE.items() if name in ops), None)
+    if "Loop" in ops or ops.count("SequenceInsert") != 1 or len(offsets) != 1 or len(data) != 1 or reduce is None:
+        return None
+    bag = bag_loop(next(iter(data.values())), next(iter(offsets.values())), reduce)
+    return tuple([bag] if isinstance(env.get(v), list) else None for v in node.inputs[2:])
+
+
+REDUCE = {"ReduceMean": Op.MEAN, "ReduceMax": Op.MAX, "ReduceSum": Op.SUM}  # a mean divides a sum in one branch, so it is looked for first
+
+
+def _nodes_of(graph: ir.Graph) -> Iterator[ir.Node]:
+    for node in graph:
+        yield node
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _nodes_of(attribute.as_graph())
 
 
 def _attribute(attribute: Any) -> Any:

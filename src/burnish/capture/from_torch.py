@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import operator
+import os
 import re
 import traceback
 import warnings
@@ -167,6 +169,24 @@ class _Untraceable(CaptureError):
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export prints the whole program, and logs its own stack, when it gives up; our sentence says what matters."""
+    loggers = [
+        logging.getLogger(name)
+        for name in ("torch._subclasses.fake_tensor", "torch.export._trace", "torch.export", "torch.fx.experimental.symbolic_shapes")
+    ]
+    kept = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        for logger, disabled in zip(loggers, kept):
+            logger.disabled = disabled
+
+
+@contextmanager
 def _lines_of_functions() -> Iterator[None]:
     """Traced nodes remember the innermost line of the user's code; torch.export by itself keeps only those in methods named forward."""
     tracer = PythonKeyTracer
@@ -192,7 +212,7 @@ def _traced(caller: Caller, form: Form, batch: int) -> torch.export.ExportedProg
         packet, overload = name.split(".")
         table.pop(getattr(getattr(torch.ops.aten, packet), overload), None)
     try:
-        with redirect_stderr(StringIO()), _lines_of_functions():  # torch.export prints the whole program when it gives up
+        with _quiet(), _lines_of_functions():
             program = torch.export.export(caller, tensors, strict=False)
         return program.run_decompositions(table)
     except CaptureError:
@@ -213,7 +233,7 @@ def _untraceable(error: Exception) -> _Untraceable:
 
 
 def _user_frame(frames: Sequence[traceback.FrameSummary]) -> str:
-    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    inside = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
     own = [f for f in frames if not f.filename.startswith((*inside, "<"))]
     last = (own or list(frames))[-1]
     return f"{Path(last.filename).name}:{last.lineno}"

@@ -240,7 +240,19 @@ def _pad(call: Call, x: Operands, attrs: Attrs) -> Value:
 def _concat(call: Call, x: Operands, attrs: Attrs) -> Value | Columns:
     if any(isinstance(v, Ramp) for v in x) and all(v.shape[-1] == 1 for v in x) and attrs["axis"] in (-1, len(x[0].shape) - 1):
         return Columns(tuple(Ramp(v.start, v.step, v.shape[:-1]) if isinstance(v, Ramp) else V.squeeze(v, [-1]) for v in x))
+    if len(x) == 2 and isinstance(x[0], Ramp) and isinstance(x[1], Value) and math.prod(x[1].shape) == 1:
+        (count,) = x[0].shape
+        if V.array_of(x[1]).item() == x[0].start + x[0].step * count:  # offsets of bags, and where the last one ends
+            return Ramp(x[0].start, x[0].step, (count + 1,))
     return V.concat(list(x), attrs["axis"])
+
+
+def bag_loop(data: Value, offsets: Ramp, op: Op) -> Value:
+    """What torch's exporter writes as a Loop: `op` over each run of rows (rows * length, W) between evenly spaced offsets."""
+    bags, step = offsets.shape[0] - 1, offsets.step
+    if offsets.start != 0 or bags * step != data.shape[0]:
+        raise Unsupported("bags of unequal length")
+    return V.reduce(op, V.reshape(data, (bags, step, *data.shape[1:])), [1], False, "a bag over the rows")
 
 
 def _trilu(call: Call, x: Operands, attrs: Attrs) -> Value:
@@ -550,6 +562,8 @@ ONNX: dict[str, Row] = {
     "Clip": _clip,
     "Cast": _cast,
     "CastLike": lambda call, x, attrs: V.cast(x[0], x[1].dtype),
+    "SequenceEmpty": lambda call, x, attrs: [],
+    "ConcatFromSequence": lambda call, x, attrs: V.concat(x[0], attrs["axis"]),
     # shapes, creation, moves
     "Shape": _shape,
     "Size": lambda call, x, attrs: V.of(np.array(math.prod(x[0].shape), np.int64), "size"),
