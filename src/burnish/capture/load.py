@@ -44,7 +44,7 @@ def _from_function(path: Path, name: str) -> Any:
     import torch
 
     if not isinstance(model, torch.nn.Module | torch.export.ExportedProgram):
-        raise CaptureError(f"{path.name}:{name}() returned a {type(model).__name__}, expected an nn.Module")
+        raise CaptureError(f"{path.name}:{name}() returned an object of type {type(model).__name__}, expected an nn.Module")
     return model
 
 
