@@ -99,7 +99,7 @@ def test_plan_answers_from_the_report_alone(capsys, tmp_path):
 
 
 def test_starting_imports_nothing_heavy():
-    heavy = ("torch", "polars", "scipy", "onnxruntime", "openvino", "altair", "numpy")
+    heavy = ("torch", "polars", "scipy", "onnxruntime", "openvino", "altair")
     code = f"import sys, burnish.cli; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"BURNISH_DEBUG": ""}, check=True)
     assert done.stdout.strip() == "[]"

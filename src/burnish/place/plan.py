@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,7 +87,7 @@ def capacity_sentence(capacity: Mapping[str, Any]) -> str:
     """Replicas and price for a load."""
     price = ""
     if capacity["usd_per_month"] is not None:
-        price = f": ${capacity['usd_per_month']:,.0f} a month, ${capacity['usd_per_million_candidates']:.3g} per million candidates"
+        price = f": ${capacity['usd_per_month']:,.0f} a month, ${plain(capacity['usd_per_million_candidates'])} per million candidates"
     spare = f", {capacity['spare_machines']} of them spare" if capacity["spare_machines"] else ""
     cores = capacity["cores_per_machine"]
     return (
@@ -94,3 +95,8 @@ def capacity_sentence(capacity: Mapping[str, Any]) -> str:
         f"take {capacity['replicas']:,} replicas on {capacity['machines']:,} machines of {cores} {'core' if cores == 1 else 'cores'} "
         f"({capacity['headroom']:.0%} head-room{spare}){price}."
     )
+
+
+def plain(value: float) -> str:
+    """Two significant digits or two decimals, without an exponent: 0.000020, 1.25."""
+    return f"{value:.{max(2, 1 - math.floor(math.log10(value)))}f}"

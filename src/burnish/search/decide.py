@@ -9,6 +9,7 @@ from burnish.job import Job
 from burnish.place.plan import capacity_sentence
 from burnish.search.trial import Trial
 
+ALIKE = 0.05  # loads that differ by less are not told apart by runs of a few seconds
 FINALISTS = 2  # of ours that are loaded; the fastest alone need not carry the most load
 
 
@@ -19,11 +20,15 @@ def feasible(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def cheapest(finalists: Sequence[Trial], job: Job) -> Trial:
-    """The one that carries most at the objective. Where one of the loads had to be simulated they do not compare, and the one that was
-    fastest beside the baseline is taken."""
-    if any(_simulated(trial) for trial in finalists):
-        return feasible(finalists)[0]
-    return max(finalists, key=lambda trial: (at_objective(trial, job), trial.id))
+    """The one that carries most at the objective; of those alike to it, the one with the fewest bytes, so that noise does not decide.
+
+    Where one of the loads had to be simulated, loads do not compare, and speed beside the baseline takes their place.
+    """
+    simulated = any(_simulated(trial) for trial in finalists)
+    carries = {trial.id: _speedup(trial) if simulated else at_objective(trial, job) for trial in finalists}
+    most = max(carries.values())
+    alike = [trial for trial in finalists if carries[trial.id] >= (1 - ALIKE) * most]
+    return min(alike, key=lambda trial: (trial.measured.weight_bytes or 0, -carries[trial.id], trial.id))
 
 
 def at_objective(trial: Trial, job: Job) -> float:
@@ -76,9 +81,12 @@ def _simulated(trial: Trial) -> bool:
     return bool(trial.measured.load and trial.measured.load["simulated"])
 
 
-def sentences(job: Job, chosen: Trial, peer: Trial | None, told: dict[str, Any], capacity: dict[str, Any]) -> tuple[str, str, str]:
+def sentences(
+    job: Job, trials: Sequence[Trial], chosen: Trial, peer: Trial | None, told: dict[str, Any], capacity: dict[str, Any]
+) -> tuple[str, str, str]:
     """The plan in three sentences."""
-    return _what(job, chosen), _how_much(job, chosen, peer, told), capacity_sentence(capacity)
+    how_much = _why_nothing(trials) if chosen.recipe.backend == "eager" else _how_much(chosen, peer, told)
+    return _what(job, chosen), how_much, capacity_sentence(capacity)
 
 
 def _what(job: Job, chosen: Trial) -> str:
@@ -99,9 +107,15 @@ def _what(job: Job, chosen: Trial) -> str:
     )
 
 
-def _how_much(job: Job, chosen: Trial, peer: Trial | None, told: dict[str, Any]) -> str:
-    if chosen.recipe.backend == "eager":
-        return "Nothing that was tried is cheaper than the model as it came and keeps its accuracy."
+def _why_nothing(trials: Sequence[Trial]) -> str:
+    """Why the model as it came was chosen, with what kept the fastest from it."""
+    faster = [t for t in trials if t.rejected and t.rejected.stage in ("screen", "quality") and _speedup(t) > 1]
+    near = max(faster, key=_speedup, default=None)
+    why = f": {named(near)} is {_speedup(near):.3g} times faster, and {near.rejected.reason}" if near and near.rejected else ""
+    return f"Nothing that was tried is cheaper than the model as it came and keeps its accuracy{why}."
+
+
+def _how_much(chosen: Trial, peer: Trial | None, told: dict[str, Any]) -> str:
     others = [("the model as it came", "baseline")]
     if peer is not None and peer.id != chosen.id:
         others.append((f"the best other tool ({named(peer)})", "best_peer"))

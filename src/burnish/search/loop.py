@@ -30,6 +30,8 @@ from burnish.search.subject import Subject
 from burnish.search.summary import summary
 from burnish.search.trial import Measurement, Plan, Rejected, Trial
 
+DEATHS = 3
+
 
 class Progress(msgspec.Struct, frozen=True):
     """What a search is doing: `done` of 1, in words; and a trial that just came to its verdict."""
@@ -59,6 +61,7 @@ def optimize(
     """
     from burnish.capture import load_model
 
+    began = time.monotonic()
     out = Path(out)
     output.check(out)
     job = job if isinstance(job, Job) else Job.read(job)
@@ -68,27 +71,31 @@ def optimize(
     subject.check()
     marks = output.fingerprint(job, model)
     lines = journal.read(out / journal.NAME)
-    if lines:
+    if len(lines) == 1:
+        output.discard(out)  # killed before its first result
+    elif lines:
         journal.check_fingerprint(out / journal.NAME, lines[0], marks)
         if not resume and not any(line.step == "decided" for line in lines):
             raise JobError(f"{out} holds a search that was stopped. Go on with --resume, or delete that directory")
     subject.work.mkdir(parents=True, exist_ok=True)
     with Journal.open(out / journal.NAME, marks) as kept:
-        search = _Search(subject, kept, trials, progress or (lambda _: None))
+        search = _Search(subject, kept, trials, progress or (lambda _: None), began)
         try:
             return search.run(out)
         finally:
             subject.close()
+            if len(kept.lines) == 1:
+                output.discard(out)
 
 
 class _Search:
     """One run over one journal."""
 
-    def __init__(self, subject: Subject, kept: Journal, space: tuple[Trial, ...], tell: Callable[[Progress], object]) -> None:
+    def __init__(self, subject: Subject, kept: Journal, space: tuple[Trial, ...], tell: Callable[[Progress], object], began: float) -> None:
         self.subject, self.job, self.journal, self.space, self.tell = subject, subject.job, kept, space, tell
         self.budget = self.job.search.budget_minutes * 60
         self.effort = Effort.within(self.budget)
-        self.began = time.monotonic() - kept.seconds
+        self.began = began - kept.seconds
         self.lines_before = len(kept.lines)
 
     @property
@@ -111,6 +118,7 @@ class _Search:
                 raise JobError(f"the validation rows cannot tell even the original from itself: {line.rejected}")
 
     def _try(self, trial: Trial) -> None:
+        before = len(self.journal.lines)
         for i, (name, step) in enumerate(steps.STEPS):
             if self.journal.find(name, trial.id) is None:
                 if i == 0 and self._too_late():
@@ -118,7 +126,8 @@ class _Search:
                 self.tell(Progress(self._done(trial, i), f"{decide.named(trial)}: {name}"))
             if self._step(name, trial, step).rejected is not None:
                 break
-        self.tell(Progress(self._done(trial, len(steps.STEPS)), "", self._state(trial)))
+        if len(self.journal.lines) > before:
+            self.tell(Progress(self._done(trial, len(steps.STEPS)), "", self._state(trial)))
 
     def _load(self) -> list[Trial]:
         """The feasible trials that were loaded and kept the objective: the fastest, the best peer, and the baseline beside them."""
@@ -146,7 +155,7 @@ class _Search:
         chosen, baseline = (next(t for t in states if t.id == name) for name in (chosen.id, BASELINE.id))
         ratios = decide.ratios(chosen, peer, compared, baseline, self.job)
         needs = self._capacity(chosen, compared["service_us"])
-        plan = Plan(chosen, decide.sentences(self.job, chosen, peer, ratios, needs), ratios, needs)
+        plan = Plan(chosen, decide.sentences(self.job, states, chosen, peer, ratios, needs), ratios, needs)
         self.tell(Progress(0.98, "the artifact and the report"))
         artifact = self._keep(out / "artifact", chosen)
         reused = self._finish(out, states, plan, compared)
@@ -195,11 +204,12 @@ class _Search:
             done = self.journal.add(Line("decided", result={"created": now, "seconds": self.seconds}))
         assert done is not None
         report = summary(self.subject, states, plan, compared, sentence, done.result)
-        output.write_json(out / output.REPORT, report)
-        page.write(report, out)
-        for folder in self.subject.work.iterdir():
-            if folder.is_dir():
-                shutil.rmtree(folder)
+        if output.write_json(out / output.REPORT, report) or not (out / page.NAME).exists():
+            page.write(report, out)
+        for path in self.subject.work.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+        self._attempts.unlink(missing_ok=True)
         return reused
 
     def trials(self) -> tuple[Trial, ...]:
@@ -235,6 +245,7 @@ class _Search:
             return done
         began, rejected = time.monotonic(), None
         try:
+            self._attempt(name, trial)
             result = call(self.subject, trial, self.effort)
         except TurnedDown as verdict:
             result, rejected = verdict.found, str(verdict)
@@ -251,6 +262,21 @@ class _Search:
                 traceback.print_exc(file=sys.stderr)
             result, rejected = {}, f"failed: {type(error).__name__}: {error}".splitlines()[0]
         return self.journal.add(Line(name, trial.id if trial else "", result, time.monotonic() - began, rejected))
+
+    def _attempt(self, name: str, trial: Trial | None) -> None:
+        """Note that a step begins. One that the process did not outlive three times is a crash of the engine, and ends the trial: else
+        no resumed run would ever get past it."""
+        if trial is None or trial.id == BASELINE.id:
+            return
+        line = f"{trial.id} {name}"
+        if self._attempts.exists() and self._attempts.read_text().splitlines().count(line) >= DEATHS:
+            raise TurnedDown(f"the process ended {DEATHS} times during this step: the engine crashes, or needs more memory than there is")
+        with self._attempts.open("a") as file:
+            file.write(f"{line}\n")
+
+    @property
+    def _attempts(self) -> Path:
+        return self.subject.work / "attempts"
 
     def _too_late(self) -> bool:
         """Whether another trial would not end within the budget, with what must follow it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,14 @@ def check(out: Path) -> None:
     if held and journal.NAME not in held:
         foreign = next((name for name in held if name not in OURS), held[0])
         raise JobError(f"{out} is not empty and holds no search (it holds {foreign}). Choose another --out")
+
+
+def discard(out: Path) -> None:
+    """Remove a search that found nothing out yet, and its directory when it holds nothing else."""
+    (out / journal.NAME).unlink(missing_ok=True)
+    shutil.rmtree(out / "work", ignore_errors=True)
+    if not any(out.iterdir()):
+        out.rmdir()
 
 
 def fingerprint(job: Job, model: Any) -> dict[str, str]:
@@ -78,11 +87,15 @@ def model_digest(job: Job, model: Any) -> str:
     return total.hexdigest()
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write whole or not at all."""
+def write_json(path: Path, content: Mapping[str, Any]) -> bool:
+    """Write whole or not at all; False when the file already says this."""
+    text = msgspec.json.format(msgspec.json.encode(content), indent=1)
+    if path.exists() and path.read_bytes() == text:
+        return False
     part = path.with_name(f".{path.name}.part")
-    part.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1))
+    part.write_bytes(text)
     os.replace(part, path)
+    return True
 
 
 def read_report(out: Path) -> dict[str, Any]:
