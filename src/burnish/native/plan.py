@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from burnish.errors import BuildError
 from burnish.graph.node import Graph, Node
 from burnish.graph.ops import POINTWISE, Op
-from burnish.host import Host
+from burnish.host import ISAS, Host
 
 CTYPES = {
     "float32": "float",
@@ -112,7 +112,7 @@ def make(graph: Graph, host: Host, isa: str | None = None, rows: int | None = No
         buffers, arena = _lay_out(graph, steps, places, drafts, height)
         if arena <= fit:
             break
-    return Plan(graph, isa, _flags(isa, host), height, tuple(steps), places, buffers, arena)
+    return Plan(graph, isa, flags_of(isa, host), height, tuple(steps), places, buffers, arena)
 
 
 def view_of(node: Node) -> tuple[Node, int] | None:
@@ -332,8 +332,7 @@ def _lay_out(graph: Graph, steps: list[Step], places: dict[Node, Place], drafts:
     return buffers, arena
 
 
-def _flags(isa: str, host: Host) -> tuple[str, ...]:
-    from burnish.host import ISAS
-
+def flags_of(isa: str, host: Host) -> tuple[str, ...]:
+    """The CPU flags that code for `isa` on `host` may use: those of the instruction set, and bfloat16 dot products where there are some."""
     extra = {"avx512_bf16"} & set(host.flags) if isa == "avx512vnni" else set[str]()
     return tuple(sorted(ISAS[isa][1] | extra))
