@@ -107,7 +107,7 @@ def _kind(part: Node) -> str:
 def split_quantized_linear(node: Node) -> Node | None:
     """QLINEAR(CONCAT(r, c), W, s, b)  ->  QLINEAR(c, W_c, s, b, init=QDOT(r, W_r)), and QDOT likewise; exact to the bit.
 
-    r and c are QUANTIZE of the parts, each with its own columns of the multiplier: `segments` sees through QUANTIZE.
+    r and c are QUANTIZE of the parts, each with its own columns of the multiplier.
     """
     if node.op not in (Op.QLINEAR, Op.QDOT):
         return None
@@ -215,8 +215,11 @@ def columns_of(w: Node, columns: list[int], name: str) -> Node:
 
 
 def _split_columns(x: Node) -> tuple[tuple[Node, list[int]], tuple[Node, list[int]]] | None:
-    """The request's parts of x (..., K) concatenated, with their columns of K, and the candidate's."""
+    """The request's parts of x (..., K) concatenated, with their columns of K, and the candidate's; below a QUANTIZE, quantized whole."""
     axis = len(x.shape) - 1
+    if x.op is Op.QUANTIZE:
+        split = _split_columns(x.inputs[0])
+        return None if split is None else (_quantize(x, *split[0]), _quantize(x, *split[1]))
     parts = segments(x, axis)
     if parts is None:
         return None
@@ -226,6 +229,14 @@ def _split_columns(x: Node) -> tuple[tuple[Node, list[int]], tuple[Node, list[in
         own = [i for i, part in enumerate(parts) if (part.side == "candidate") is of_candidate]
         sides.append((concat([parts[i] for i in own], axis), [k for i in own for k in range(*where[i])]))
     return sides[0], sides[1]
+
+
+def _quantize(whole: Node, part: Node, columns: list[int]) -> tuple[Node, list[int]]:
+    """`part`, which is those columns of what `whole` quantizes, quantized as there."""
+    multiplier = whole.inputs[1]
+    if multiplier.shape and multiplier.shape[-1] > 1:
+        multiplier = Node(Op.TAKE, (multiplier,), axis=len(multiplier.shape) - 1, indices=columns)
+    return whole.with_inputs((part, multiplier)), columns
 
 
 def _saves(request: tuple[Node, list[int]], w: Node) -> bool:

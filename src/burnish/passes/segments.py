@@ -113,18 +113,16 @@ def _find(value: Node, axis: int, known: dict[tuple[Node, int], Segments | None]
         return None
     op, inputs = value.op, value.inputs
     if op is Op.CONCAT:
-        if value["axis"] != axis or not mixed(inputs):
+        if value["axis"] != axis:
             return None
-        return runs([part if part.dtype == value.dtype else Node(Op.CAST, (part,), dtype=value.dtype) for part in inputs], axis)
+        parts = [inner for part in inputs for inner in (_segments(part, axis, known) or (part,))]
+        if not mixed(parts):
+            return None
+        return runs([part if part.dtype == value.dtype else Node(Op.CAST, (part,), dtype=value.dtype) for part in parts], axis)
     if op in _ALONE:
         return _each(value, _segments(inputs[0], axis, known))
     if op in _TOGETHER:
         return _pointwise(value, axis, known)
-    if op is Op.QUANTIZE:
-        parts = _segments(inputs[0], axis, known)
-        if parts is None or (inputs[1].shape and axis == len(value.shape) - 1):
-            return None if parts is None else _with_columns(value, parts, axis)
-        return tuple(value.with_inputs((part, inputs[1])) for part in parts)
     if op is Op.LOOKUP and axis < len(value.shape) - 1:
         parts = _segments(inputs[1], axis, known)
         return None if parts is None else tuple(value.with_inputs((inputs[0], part)) for part in parts)
@@ -144,12 +142,6 @@ def _find(value: Node, axis: int, known: dict[tuple[Node, int], Segments | None]
 
 def _each(value: Node, parts: Segments | None) -> Segments | None:
     return None if parts is None else tuple(value.with_inputs((part,)) for part in parts)
-
-
-def _with_columns(value: Node, parts: Segments, axis: int) -> Segments:
-    """QUANTIZE with one multiplier a column: each segment takes its own."""
-    multiplier = value.inputs[1]
-    return tuple(value.with_inputs((part, piece(multiplier, 0, a, b))) for part, (a, b) in zip(parts, bounds(parts, axis)))
 
 
 def _pointwise(value: Node, axis: int, known: dict[tuple[Node, int], Segments | None]) -> Segments | None:

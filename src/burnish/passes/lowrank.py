@@ -1,0 +1,138 @@
+"""low_rank: a wide linear whose outputs lie near a subspace, on rows as they come, becomes two narrow ones.
+
+Why not the SVD of W? What matters is the error of the output on real inputs, and a ranker's inputs are far from white. With C the
+covariance of x, the best W' of rank r has E|W x - W' x|^2 least, that is W C^(1/2) truncated. Its left factor spans the r directions in which
+the output W x varies most, so W' = U U^T W with U the leading eigenvectors of W C W^T: nothing has to be inverted. The mean of what is
+cut off goes into the bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from burnish.errors import RecipeError
+from burnish.graph.interpret import constant
+from burnish.graph.node import Graph, Node, weight
+from burnish.graph.ops import Op
+from burnish.passes.budget import Level, spend
+from burnish.passes.evidence import Judge, Rows, macs, moments, split
+
+LEAST = 32  # inputs and outputs of a linear below which two products are no cheaper than one
+WIDEST = 8192  # inputs; above, the covariance alone would take half a gigabyte
+UNIT = 16  # outputs that a kernel computes at a time
+NOTHING = 1e-12  # part of the output's variance that is rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """A linear W (N, K): the directions U (N, N) of its output, those of most variance first, their variances (N,), and W's mean output."""
+
+    node: Node
+    directions: np.ndarray = field(repr=False)
+    variances: np.ndarray = field(repr=False)
+    mean: np.ndarray = field(repr=False)
+
+    def error(self, rank: int) -> float:
+        """The part of the output's variance that is lost at that rank."""
+        return float(self.variances[rank:].sum() / max(self.variances.sum(), 1e-300))
+
+    def ranks(self) -> list[int]:
+        """Ranks that cost fewer products than the whole, multiples of UNIT about a quarter apart, the largest first."""
+        n, k = self.node.inputs[1].shape
+        most, found, rank = n * k / (n + k), [], UNIT
+        while rank < most:
+            found.append(rank)
+            rank = max(rank + UNIT, rank * 5 // 4 // UNIT * UNIT)
+        return found[::-1]
+
+
+def low_rank(
+    graph: Graph, calibration: Rows, loss: float = 0.0002, rank: int | str = "auto", error: float | str = "auto", narrowest: int = LEAST
+) -> Graph:
+    """linear(x, W, b)  ->  linear(linear(x, U^T W), U, b'), for linears with at least `narrowest` inputs and outputs, where that is cheaper.
+
+    1. By default ranks are chosen so that the model saves most at an expected relative loss of AUC of at most `loss` (evidence.Judge).
+    2. `error` instead bounds what each linear by itself may lose, as a part of its output's variance.
+    3. `rank` gives every linear that rank.
+    What is cheaper is weighed a candidate, the request's share of a product being computed once (evidence.macs).
+    RecipeError for fewer than 64 calibration rows, which are needed whatever is chosen.
+    """
+    fit, judging = split(graph, calibration)
+    found = factors(graph, fit, narrowest)
+    whole = macs(graph)
+    if rank != "auto" or error != "auto":
+        if rank != "auto" and error != "auto":
+            raise RecipeError("LowRank has both rank and error. Give one of them")
+        ranks = [rank if isinstance(rank, int) else _rank_of(each, float(error)) for each in found]
+        return factored(graph, {each: r for each, r in zip(found, ranks) if macs(factored(graph, {each: r})) < whole})
+    judge = Judge(graph, judging)
+    levels = {i: _levels(graph, each, judge, loss, whole) for i, each in enumerate(found)}
+
+    def made(sizes: Mapping[int, int]) -> Graph:
+        return factored(graph, {found[i]: r for i, r in sizes.items()})
+
+    return made(spend(loss, whole, levels, lambda sizes: judge.loss(made(sizes))))
+
+
+def factors(graph: Graph, rows: Rows, narrowest: int = LEAST) -> list[Factors]:
+    """Of every float32 linear of rows with at least `narrowest` inputs and outputs, and at most WIDEST inputs."""
+    linears = [
+        node
+        for node in graph.order
+        if node.op is Op.LINEAR
+        and node.side != "constant"
+        and node["compute"] == "float32"
+        and node.inputs[0].dtype == "float32"
+        and narrowest <= min(node.inputs[1].shape)
+        and node.inputs[1].shape[1] <= WIDEST
+    ]
+    seen = moments(graph, [node.inputs[0] for node in linears], rows) if linears else {}
+    found = []
+    for node in linears:
+        w, of = constant(node.inputs[1]).astype(np.float64), seen[node.inputs[0]]
+        variances, directions = np.linalg.eigh(w @ of.covariance @ w.T)
+        found.append(Factors(node, directions[:, ::-1], np.maximum(variances[::-1], 0), w @ of.mean))
+    return found
+
+
+def factored(graph: Graph, ranks: Mapping[Factors, int]) -> Graph:
+    """The graph with each of the linears at its rank."""
+    by_node = {each.node: (each, rank) for each, rank in ranks.items()}
+
+    def change(node: Node, operands: tuple[Node, ...]) -> Node:
+        if node not in by_node:
+            return node if operands == node.inputs else node.with_inputs(operands)
+        each, rank = by_node[node]
+        x, _, _, *init = operands
+        held = node.inputs[1]
+        name = held["weight"].name if held.op is Op.WEIGHT else "linear"
+        u = each.directions[:, :rank]
+        down = (u.T @ constant(held)).astype(np.float32)
+        bias = constant(node.inputs[2]) + each.mean - u @ (u.T @ each.mean)
+        inner = Node(Op.LINEAR, (x, weight(f"{name}.down", down), weight("0", np.zeros(rank, np.float32))))
+        up = (weight(f"{name}.up", u.astype(np.float32)), weight(f"{name}.bias", bias.astype(np.float32)))
+        return Node(Op.LINEAR, (inner, *up, *init))
+
+    return graph.map(change)
+
+
+def _levels(graph: Graph, each: Factors, judge: Judge, budget: float, whole: float) -> list[Level]:
+    """From the largest rank down, as long as the budget allows it."""
+    levels: list[Level] = []
+    for rank in each.ranks():
+        changed = factored(graph, {each: rank})
+        cheaper = macs(changed)
+        if cheaper >= whole:
+            continue
+        level = Level(rank, cheaper, judge.loss(changed))
+        if level.loss > budget + 1e-7:
+            break
+        levels.append(level)
+    return levels
+
+
+def _rank_of(each: Factors, error: float) -> int:
+    return next((r for r in reversed(each.ranks()) if each.error(r) <= error + NOTHING), len(each.variances))

@@ -1,0 +1,227 @@
+"""prune: hidden neurons that the rest can stand in for are removed, and the linears behind them are refitted. Real shapes shrink.
+
+A neuron is worth what its removal costs after all others have done their best to replace it, not its size: with C the covariance of the
+neurons on calibration rows and W the weights that read them, removing neuron i costs |W_i|^2 / (C^-1)_ii of output error, and the best
+replacement moves the other weights by -W_i (C^-1)_i / (C^-1)_ii. That is the optimal brain surgeon (Hassibi & Stork 1993) with neurons in
+the place of weights; removed one after another it gives an order, and so every size at once. What remains is fitted by least squares with
+a ridge towards the weights as they were, and the mean of what is gone goes into the bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from burnish.errors import RecipeError
+from burnish.graph.interpret import constant
+from burnish.graph.node import Graph, Node, weight
+from burnish.graph.ops import POINTWISE, REDUCE, Op
+from burnish.passes.budget import Level, spend
+from burnish.passes.evidence import Judge, Moments, Rows, macs, moments, split
+from burnish.passes.segments import bounds
+
+LEAST = 32  # neurons of a layer below which nothing is gained
+WIDEST = 8192  # inputs of a linear to be refitted; above, the covariance alone would take half a gigabyte
+RIDGE = 1e-6  # of the mean variance of the neurons: below what float32 resolves
+PARTS = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8)  # of a layer that may remain
+STEPS = 512  # removals of one layer; a wider one loses several neurons in each
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A LINEAR that reads the neurons of a layer, `start` being where they begin in its input (..., K)."""
+
+    node: Node
+    start: int
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A LINEAR whose outputs are hidden neurons: `between` are the nodes on the way that treat each neuron by itself."""
+
+    node: Node
+    between: frozenset[Node] = field(repr=False)
+    readers: tuple[Reader, ...] = field(repr=False)
+
+    @property
+    def width(self) -> int:
+        return self.node.shape[-1]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Widths to try, the largest first: multiples of 64 where the layer is wide, else of 16."""
+        unit = 64 if self.width >= 512 else 16
+        tried = {-(-int(self.width * part) // unit) * unit for part in PARTS}
+        return sorted((n for n in tried if n < self.width), reverse=True)
+
+
+def prune(graph: Graph, calibration: Rows, loss: float = 0.0003, keep: float | str = "auto", narrowest: int = LEAST) -> Graph:
+    """linear(f(linear(x, W, b)), V, c)  ->  linear(f(linear(x, W_S, b_S)), V', c'), S the neurons that stay, for layers of `narrowest` and more.
+
+    1. By default sizes are chosen so that the model saves most at an expected relative loss of AUC of at most `loss` (evidence.Judge).
+    2. `keep` instead is the part of every layer that stays, rounded up to what kernels like.
+    Layers are those that `layers` finds; sizes are multiples of 64 or 16. RecipeError for fewer than 64 calibration rows.
+    """
+    fit, judging = split(graph, calibration)
+    found = layers(graph, narrowest)
+    if not found:
+        return graph
+    seen = moments(graph, [reader.node.inputs[0] for layer in found for reader in layer.readers], fit)
+    order = {layer: removal(layer, seen) for layer in found}
+
+    def made(sizes: Mapping[int, int]) -> Graph:
+        return pruned(graph, {found[i]: np.sort(order[found[i]][-size:]) for i, size in sizes.items()}, seen)
+
+    if not isinstance(keep, str):
+        if not 0 < keep <= 1:
+            raise RecipeError(f"Prune has keep {keep}. Use a part of each layer above 0 and at most 1")
+        wanted = {i: [n for n in layer.sizes if n >= keep * layer.width] for i, layer in enumerate(found)}
+        return made({i: sizes[-1] for i, sizes in wanted.items() if sizes})
+    judge, whole = Judge(graph, judging), macs(graph)
+    levels: dict[int, list[Level]] = {}
+    for i, layer in enumerate(found):
+        levels[i] = []
+        for size in layer.sizes:
+            changed = made({i: size})
+            level = Level(size, macs(changed), judge.loss(changed))
+            if level.loss > loss + 1e-7:
+                break
+            levels[i].append(level)
+    return made(spend(loss, whole, levels, lambda sizes: judge.loss(made(sizes))))
+
+
+def layers(graph: Graph, narrowest: int = LEAST) -> list[Layer]:
+    """The linears whose neurons reach nothing but linears, each neuron alone.
+
+    Between may stand pointwise ops with constants or with other values of the same neurons, reductions over other axes, and concatenations
+    of neurons. Left alone: a neuron that is an output or that meets anything else, and a linear with an init.
+    """
+    users = graph.users()
+    outputs = {node for _, node in graph.outputs}
+    found = []
+    for node in graph.order:
+        plain = node.op is Op.LINEAR and node.side != "constant" and len(node.inputs) == 3 and node["compute"] == "float32"
+        if plain and node.shape[-1] >= narrowest:
+            layer = _layer(node, users, outputs)
+            if layer is not None:
+                found.append(layer)
+    return found
+
+
+def _layer(node: Node, users: Mapping[Node, Sequence[Node]], outputs: set[Node]) -> Layer | None:
+    width = node.shape[-1]
+    alone = {node}  # values (..., width) whose entry i depends on neuron i only
+    joined: dict[Node, tuple[int, ...]] = {}  # concatenations of them: where the neurons begin
+    readers: list[Reader] = []
+    waiting = [node]
+    while waiting:
+        value = waiting.pop(0)
+        if value in outputs:
+            return None
+        for user in dict.fromkeys(users[value]):
+            if user in alone or user in joined:
+                continue
+            if user.op is Op.LINEAR and user.inputs[0] is value and user.inputs.count(value) == 1:
+                if user["compute"] != "float32" or user.inputs[1].shape[1] > WIDEST:
+                    return None
+                readers.extend(Reader(user, start) for start in joined.get(value, (0,)))
+            elif value in alone and _each_alone(user, alone, width):
+                alone.add(user)
+                waiting.append(user)
+            elif value in alone and user.op is Op.CONCAT and user["axis"] == len(user.shape) - 1:
+                spans = zip(user.inputs, bounds(user.inputs, user["axis"]))
+                joined[user] = tuple(start for part, (start, _) in spans if part is value)
+                waiting.append(user)
+            else:
+                return None
+    met = [part for concat in joined for part in concat.inputs if part in alone]
+    if not readers or len(met) != sum(map(len, joined.values())):  # a concatenation of two different values of the same neurons
+        return None
+    return Layer(node, frozenset((*alone, *joined)), tuple(readers))
+
+
+def _each_alone(user: Node, alone: set[Node], width: int) -> bool:
+    """Whether entry i of `user`, (..., width), depends on entry i of operands in `alone` and on constants only."""
+    if not user.shape or user.shape[-1] != width:
+        return False
+    if user.op in REDUCE:
+        return len(user.inputs[0].shape) - 1 not in user["axes"]
+    return user.op in POINTWISE and all(v in alone or v.side == "constant" for v in user.inputs)
+
+
+def removal(layer: Layer, seen: Mapping[Node, Moments]) -> np.ndarray:
+    """(width,) the neurons in the order in which they are best removed, each when those before it are gone."""
+    inverses, outgoing = [], []
+    for reader in layer.readers:
+        span = slice(reader.start, reader.start + layer.width)
+        c = seen[reader.node.inputs[0]].covariance[span, span]
+        w = constant(reader.node.inputs[1]).astype(np.float64)[:, span]
+        whole = np.trace(w @ c @ w.T) or 1.0
+        inverses.append(np.linalg.inv(c + max(RIDGE * np.trace(c) / len(c), 1e-30) * np.eye(len(c))))
+        outgoing.append(w / whole**0.5)
+    left, order = np.arange(layer.width), []
+    at_once = -(-layer.width // STEPS)
+    while len(left) > 1:
+        costs = sum((w**2).sum(axis=0) / np.diag(p) for w, p in zip(outgoing, inverses))
+        gone = np.argsort(costs, kind="stable")[: min(at_once, len(left) - 1)]
+        stay = np.setdiff1d(np.arange(len(left)), gone)
+        for i, (w, p) in enumerate(zip(outgoing, inverses)):
+            share = np.linalg.solve(p[np.ix_(gone, gone)], p[gone][:, stay])
+            outgoing[i] = w[:, stay] - w[:, gone] @ share
+            inverses[i] = p[np.ix_(stay, stay)] - p[np.ix_(stay, gone)] @ share
+        order.extend(left[gone])
+        left = left[stay]
+    return np.array([*order, *left])
+
+
+def pruned(graph: Graph, kept: Mapping[Layer, np.ndarray], seen: Mapping[Node, Moments]) -> Graph:
+    """The graph in which of each of the layers only the neurons `kept` (ascending) remain, and the linears that read them are refitted."""
+    rows = {layer.node: stay for layer, stay in kept.items()}
+    columns: dict[Node, np.ndarray] = {}  # LINEAR -> which entries of its input remain
+    between: dict[Node, list[tuple[Layer, np.ndarray]]] = {}
+    for layer, stay in kept.items():
+        for reader in layer.readers:
+            there = columns.setdefault(reader.node, np.ones(reader.node.inputs[1].shape[1], bool))
+            there[reader.start : reader.start + layer.width] = np.isin(np.arange(layer.width), stay)
+        for node in layer.between:
+            between.setdefault(node, []).append((layer, stay))
+
+    def change(node: Node, operands: tuple[Node, ...]) -> Node:
+        if node in columns or node in rows:
+            x, _, _, *init = operands
+            w, b = constant(node.inputs[1]), constant(node.inputs[2])
+            name = node.inputs[1]["weight"].name if node.inputs[1].op is Op.WEIGHT else "linear"
+            if node in columns:
+                w, b = refitted(w, b, columns[node], seen[node.inputs[0]])
+            if node in rows:
+                w, b = w[rows[node]], b[rows[node]]
+            return Node(Op.LINEAR, (x, weight(name, w), weight(f"{name}.bias", b), *init))
+        if node in between and node.op in POINTWISE:
+            ((layer, stay),) = between[node]
+            operands = tuple(_entries(v, stay, layer.width) if v.side == "constant" else v for v in operands)
+        return node if operands == node.inputs else node.with_inputs(operands)
+
+    return graph.map(change)
+
+
+def refitted(w: np.ndarray, b: np.ndarray, stay: np.ndarray, of: Moments) -> tuple[np.ndarray, np.ndarray]:
+    """W (N, K), b (N,) of the whole input -> W', b' of the entries `stay` (K,) bool, nearest to the same outputs in the mean square.
+
+    A ridge draws W' towards W, so that on the rows of the moments it is never worse than leaving columns out.
+    """
+    wide, gone = w.astype(np.float64), ~stay
+    c = of.covariance
+    power = np.diag(c)[stay]
+    ridge = np.diag(RIDGE * power + max(RIDGE * float(power.mean()), 1e-30))
+    more = np.linalg.solve(c[np.ix_(stay, stay)] + ridge, c[np.ix_(stay, gone)] @ wide[:, gone].T).T
+    narrow = (wide[:, stay] + more).astype(np.float32)
+    return narrow, (b + wide @ of.mean - narrow @ of.mean[stay]).astype(np.float32)
+
+
+def _entries(node: Node, stay: np.ndarray, width: int) -> Node:
+    """A constant (..., width) at the neurons that stay; one that is the same for all neurons as it is."""
+    if not node.shape or node.shape[-1] != width:
+        return node
+    return weight(node["weight"].name if node.op is Op.WEIGHT else "constant", constant(node)[..., stay], node.dtype)
