@@ -193,7 +193,7 @@ def _best(
     """The choices for linears that share one scheme: those of the least sum of relative errors, or nearly so.
 
     Judged on every other vector of the sample; `second` was made from the others. First the best range for each degree of migration, with
-    weights rounded to the nearest. Then, from the best degree up, weights that make up for one another's errors: they bear more migration.
+    weights rounded to the nearest. Then, from the best degree up, weights that make up for each other's errors: they bear more migration.
     Ties go to what is safe on values never seen: the range that does not clip, the least migration.
     """
     x = _trial_vectors(observer, group)
@@ -208,11 +208,16 @@ def _best(
         first, *others = (trial(scheme, None) for scheme in _schemes(observer, group, kinds, degree))
         tried.append(min([first, *(other for other in others if _error(other) < CLIPPING_GAINS * _error(first))], key=_error))
     if second is not None:
-        tried = tried[min(range(len(tried)), key=lambda i: _error(tried[i])) :]
-        made_up = [trial(nearest[0].scheme, second) for nearest in tried]
-        tried = [[min(pair, key=lambda choice: choice.error) for pair in zip(*both)] for both in zip(tried, made_up)]
+        for i in range(_least_migration(tried), len(tried)):
+            made_up = trial(tried[i][0].scheme, second)
+            tried[i] = [min(pair, key=lambda choice: choice.error) for pair in zip(tried[i], made_up)]
+    return tried[_least_migration(tried)]
+
+
+def _least_migration(tried: list[list[Choice]]) -> int:
+    """The first of the choices, in order of migration, that no more migration betters by enough."""
     least = min(map(_error, tried))
-    return next(choices for choices in tried if MIGRATION_GAINS * _error(choices) <= least)
+    return next(i for i, choices in enumerate(tried) if MIGRATION_GAINS * _error(choices) <= least)
 
 
 def _error(choices: list[Choice]) -> float:
@@ -262,9 +267,16 @@ def _schemes(observer: Observer, group: list[Linear], kinds: Sequence[str], degr
     stretch = _stretch(observer.largest, columns, degree)
     low = min(0.0, float((observer.low * stretch).min()))
     high = max(0.0, float((observer.high * stretch).max()))
-    values = observer.sample * stretch
+    counts, edges = np.histogram(observer.sample * stretch, BINS, (low, high) if high > low else (0.0, 1.0))
     for kind in kinds:
-        yield _scheme(kind, degree, stretch, *_range(kind, values, low, high))
+        if kind == "percentile":
+            bottom, top = _percentiles(counts, edges)
+            yield _scheme(kind, degree, stretch, min(0.0, bottom), max(0.0, top))
+        elif kind == "mse":
+            part = _least_squares_part(counts, edges, low, high)
+            yield _scheme(kind, degree, stretch, low * part, high * part)
+        else:
+            yield _scheme(kind, degree, stretch, low, high)
 
 
 def _stretch(largest: np.ndarray, columns: np.ndarray, degree: float) -> np.ndarray:
@@ -288,20 +300,14 @@ def _stretch(largest: np.ndarray, columns: np.ndarray, degree: float) -> np.ndar
     return stretch.astype(np.float32)
 
 
-def _range(kind: str, values: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """The range of the values (vectors, K) to represent, inside the [low, high] that they were seen to take; it contains 0."""
-    if kind == "percentile":
-        bottom, top = np.percentile(values, (100 - PERCENTILE, PERCENTILE))
-        return min(0.0, float(bottom)), max(0.0, float(top))
-    if kind == "mse":
-        part = _least_squares_part(values, low, high)
-        return low * part, high * part
-    return low, high
+def _percentiles(counts: np.ndarray, edges: np.ndarray) -> tuple[float, float]:
+    """The values below which 100 - PERCENTILE and PERCENTILE % of a histogram lie, to within a bin."""
+    below = np.cumsum(counts) / counts.sum() * 100
+    return float(edges[np.searchsorted(below, 100 - PERCENTILE)]), float(edges[np.searchsorted(below, PERCENTILE) + 1])
 
 
-def _least_squares_part(values: np.ndarray, low: float, high: float) -> float:
-    """The part of [low, high] at which rounding and clipping together lose least, from a histogram of the values."""
-    counts, edges = np.histogram(values, BINS, (low, high) if high > low else (0.0, 1.0))
+def _least_squares_part(counts: np.ndarray, edges: np.ndarray, low: float, high: float) -> float:
+    """The part of [low, high] at which rounding and clipping together lose least of a histogram."""
     centres = (edges[:-1] + edges[1:]) / 2
     errors = []
     for part in SHRINK:

@@ -33,13 +33,16 @@ class Second:
     @classmethod
     def of(cls, x: np.ndarray, largest: np.ndarray) -> Second:
         """From vectors x (vectors, K) and the largest magnitude (K,) that each channel takes."""
+        from scipy.linalg import lapack
+
         moments = x.T.astype(np.float64) @ x.astype(np.float64) / max(len(x), 1)
         power = np.diag(moments).copy()
         top = np.where(largest > 0, largest, 1.0).astype(np.float64)
         moments[np.diag_indices_from(moments)] += DAMPING * top**2
         order = np.argsort(-power / top**1.5, kind="stable")
-        inverse = np.linalg.inv(moments[np.ix_(order, order)])
-        return cls(order, np.linalg.cholesky((inverse + inverse.T) / 2).T)
+        backwards = order[::-1]  # a lower triangular L, mirrored, is an upper R with R R^T = moments; U is the inverse of R
+        root = np.linalg.cholesky(moments[np.ix_(backwards, backwards)])[::-1, ::-1]
+        return cls(order, lapack.dtrtri(root, lower=0)[0])
 
 
 def compensated(weight: np.ndarray, scale: np.ndarray, multiplier: np.ndarray, second: Second) -> np.ndarray:
