@@ -342,11 +342,11 @@ def half_sent(server: Server) -> tuple[socket.socket, bytes]:
     return connection, body[60:]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_sigterm_finishes_the_requests_in_flight_and_takes_no_new_ones(path, workers):
+@pytest.mark.parametrize(("workers", "number"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (1, signal.SIGINT)])
+def test_a_signal_finishes_the_requests_in_flight_and_takes_no_new_ones(path, workers, number):
     with Server(path, workers=workers) as server:
         connection, rest = half_sent(server)
-        server.process.terminate()
+        server.process.send_signal(number)
         for _ in range(200):
             try:
                 socket.create_connection((server.host, server.port), timeout=1).close()

@@ -34,6 +34,7 @@ from burnish.serve.metrics import CONTENT_TYPE, GONE, Board, Row
 from burnish.serve.protocol import Signature
 from burnish.serve.wire import LIMITS, Limits, Refused
 
+_COMPRESSED = "compressed bodies are not supported. Send the tensors as binary data"
 _JSON = [("content-type", "application/json")]
 _VERSION = "1"
 DRAIN_SECONDS = 30  # what requests in flight have to finish after SIGTERM
@@ -71,7 +72,9 @@ class Application:
             else:
                 self._tell(scope, http, path)
         except Refused as refused:
-            self._refuse(http, refused.status, str(refused))
+            # asked only now, because a compressed body is never valid JSON
+            compressed = scope.headers.get("content-encoding", "identity") != "identity"
+            self._refuse(http, *((415, _COMPRESSED) if compressed else (refused.status, str(refused))))
         except InputError as error:
             self._refuse(http, 400, str(error))
         except ProtocolClosed:  # the client went away while it was sending; nobody is there to answer
@@ -99,8 +102,6 @@ class Application:
 
     def _announced(self, headers: Any) -> bool:
         """Whether the body's length is known and allowed, so that it may be read whole."""
-        if headers.get("content-encoding", "identity") != "identity":
-            raise Refused("compressed bodies are not supported. Send the tensors as binary data", 415)
         length = headers.get("content-length")
         if length is None or not length.isdigit():
             return False

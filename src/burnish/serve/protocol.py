@@ -94,7 +94,8 @@ class Layout(msgspec.Struct):
 
 
 class Call(msgspec.Struct, frozen=True):
-    """One decoded request. `table` is set in the plain form; else `request` has R rows, and `candidates` N, separated by `offsets`."""
+    """One decoded request, as the scorer takes it: `table` in the plain form, else `request` and `candidates`. Where several requests came
+    in one call, `request` has a row for each, and `offsets` separates their candidates."""
 
     layout: Layout
     table: dict[str, np.ndarray] | None = None
@@ -213,7 +214,7 @@ def fill(found: Layout, body: bytes, cut: int) -> Call:
             if offsets[0] != 0 or offsets[-1] != found.rows or any(a > b for a, b in itertools.pairwise(offsets)):
                 raise Refused(_OFFSETS_RULE.format(found.rows))
         elif slot.wire.side == "request":
-            request[slot.wire.input] = array
+            request[slot.wire.input] = array if found.requests != 1 else array.reshape(slot.wire.shape)
         else:
             candidates[slot.wire.input] = array
     if found.plain:
@@ -226,7 +227,7 @@ def score(scorer: Scorer, call: Call) -> Scores:
     if call.table is not None:
         return scorer.rows(call.table)
     if call.requests == 1:
-        return scorer({name: a.reshape(a.shape[1:]) for name, a in call.request.items()}, call.candidates)
+        return scorer(call.request, call.candidates)
     parts = []
     for i in range(call.requests):
         low, high = call.offsets[i], call.offsets[i + 1]
