@@ -2,7 +2,9 @@ import pytest
 
 from burnish.errors import JobError
 from burnish.job import Search
-from burnish.search.space import SPACE, space
+from burnish.recipe import Recipe
+from burnish.search.space import BASELINE, SPACE, on_more_cores, space
+from burnish.search.trial import Measurement, Rejected, Trial
 
 
 def test_all_is_tried_once_unless_the_job_says_less():
@@ -26,3 +28,15 @@ def test_unknown_names_are_told():
     assert str(caught.value) == ("search.backends has 'openvin'. Did you mean 'openvino'? Known: native, openvino, onnxruntime, inductor")
     with pytest.raises(JobError, match=r"search\.recipes has 'int9'\. Did you mean 'int8'"):
         space(Search(recipes=("int9",)))
+
+
+def slow(name, p50, stage="latency"):
+    return Trial(name, Recipe(backend="openvino"), Measurement(latency_us={"p50": p50}), Rejected(stage, "too slow"))
+
+
+def test_what_is_too_slow_on_one_core_is_tried_on_all_the_quickest_first():
+    trials = [slow("a", 5.0), slow("b", 2.0), slow("c", 1.0, "quality"), slow("d", 3.0), slow("e", 9.0), slow(BASELINE.id, 1.0)]
+    found = on_more_cores(trials, 4)
+    assert [t.id for t in found] == ["b-4-threads", "d-4-threads", "a-4-threads"]
+    assert {t.recipe.threads for t in found} == {4}
+    assert on_more_cores(trials, 1) == ()

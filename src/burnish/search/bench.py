@@ -99,7 +99,7 @@ def _rows(found: dict[str, latency.Latencies], candidates: int) -> list[dict[str
         {
             "engine": name,
             "candidates": candidates,
-            "latency_us": latencies(each),
+            "latency_us": latencies(each, 1),
             "first_is_faster": None if name == "this" else latency.faster(first, each).value,
         }
         for name, each in found.items()

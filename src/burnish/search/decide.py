@@ -132,7 +132,8 @@ def _times(ratio: float) -> str:
 
 def named(trial: Trial) -> str:
     """How a person is told of a trial."""
-    return f"{trial.recipe.name} on {trial.recipe.backend}"
+    cores = f" with {trial.recipe.threads} cores" if trial.recipe.threads > 1 else ""
+    return f"{trial.recipe.name} on {trial.recipe.backend}{cores}"
 
 
 def threads(trial: Trial) -> str:

@@ -24,7 +24,7 @@ from burnish.place.plan import capacity
 from burnish.runtime.artifact import Artifact
 from burnish.search import decide, journal, output, steps
 from burnish.search.journal import Journal, Line
-from burnish.search.space import BASELINE, space
+from burnish.search.space import BASELINE, on_more_cores, space
 from burnish.search.steps import Effort, TurnedDown
 from burnish.search.subject import Subject
 from burnish.search.summary import summary
@@ -107,6 +107,11 @@ class _Search:
         self._baseline()
         for trial in self.space:
             self._try(trial)
+        if not decide.feasible(self.trials()):
+            more = on_more_cores(self.trials(), Host.here().cores)
+            self.space += more
+            for trial in more:
+                self._try(trial)
         finalists = self._load()
         return self._chosen(out, decide.cheapest(finalists, self.job)) if finalists else self._nothing(out)
 

@@ -7,6 +7,10 @@ peer at its worst would prove nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
+
 from burnish.errors import JobError
 from burnish.job import Search
 from burnish.recipe import RECIPES, Recipe, recipe
@@ -15,6 +19,7 @@ from burnish.search.trial import Trial
 
 BASELINE = Trial("eager-original", Recipe(backend="eager", name="original"))
 
+SECOND_WAVE = 3
 SPACE: tuple[tuple[str, str], ...] = (
     ("native", "int8-tables"),
     ("openvino", "int8"),
@@ -38,11 +43,15 @@ def space(search: Search) -> tuple[Trial, ...]:
                 raise JobError(f"search.{key} has {name!r}.{close_to(name, known)} Known: {', '.join(known)}")
     named = [*SPACE, *((backend, name) for name in search.recipes for backend in backends if (backend, name) not in SPACE)]
     return tuple(
-        Trial(f"{backend}-{name}", _recipe(backend, name))
+        Trial(f"{backend}-{name}", recipe(name, backend))
         for backend, name in named
         if (not search.recipes or name in search.recipes) and (not search.backends or backend in search.backends)
     )
 
 
-def _recipe(backend: str, name: str) -> Recipe:
-    return recipe(name, backend)
+def on_more_cores(trials: Sequence[Trial], cores: int) -> tuple[Trial, ...]:
+    """The second wave, for a job that nothing meets on one core: the quickest of those that were too slow, each call on all cores."""
+    slow = [t for t in trials if t.rejected and t.rejected.stage == "latency" and t.measured.latency_us and t.recipe.threads == 1]
+    slow.sort(key=lambda t: (t.measured.latency_us["p50"] if t.measured.latency_us else 0.0, t.id))
+    chosen = [t for t in slow if t.id != BASELINE.id][:SECOND_WAVE] if cores > 1 else []
+    return tuple(Trial(f"{t.id}-{cores}-threads", msgspec.structs.replace(t.recipe, threads=cores)) for t in chosen)

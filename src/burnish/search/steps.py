@@ -75,7 +75,7 @@ def isolated(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
         engines = {BASELINE.id: subject.baseline, trial.id: scorer}
         found = latency.quieted(latency.measure(engines, subject.traffic, effort.latency, rounds=3, threads=trial.recipe.threads))
     ours, allowed = found[trial.id], subject.job.objective.p99_ms * 1000
-    result = latencies(ours) | {"speedup": latency.faster(ours, found[BASELINE.id]).value}
+    result = latencies(ours, trial.recipe.threads) | {"speedup": latency.faster(ours, found[BASELINE.id]).value}
     if ours.percentile(99) > allowed:
         raise TurnedDown(
             f"p99 of one call alone is {ours.percentile(99) / 1000:.3g} ms at {subject.job.objective.candidates} candidates; "
@@ -160,30 +160,37 @@ STEPS: tuple[tuple[str, Callable[[Subject, Trial, Effort], dict[str, Any]]], ...
 
 def side_by_side(subject: Subject, trials: list[Trial], effort: Effort) -> dict[str, Any]:
     """Latencies of several trials in one interleaved run: what ratios are taken from. Trial id -> latencies; under `faster` the first
-    trial's throughput over each other's."""
+    trial's throughput a core over each other's."""
     with ExitStack() as opened:
         scorers = {trial.id: opened.enter_context(_opened(subject, trial)) for trial in trials}
-        found = latency.quieted(latency.measure(scorers, subject.traffic, effort.compare, rounds=5))
+        most = max(trial.recipe.threads for trial in trials)
+        found = latency.quieted(latency.measure(scorers, subject.traffic, effort.compare, rounds=5, threads=most))
     first = found[trials[0].id]
     service = np.percentile(first.us, np.linspace(0, 100, SERVICE_POINTS))
     return {
-        "latencies": {name: latencies(each) for name, each in found.items()},
-        "faster": {trial.id: msgspec.to_builtins(latency.faster(first, found[trial.id])) for trial in trials[1:]},
+        "latencies": {trial.id: latencies(found[trial.id], trial.recipe.threads) for trial in trials},
+        "faster": {trial.id: _faster(first, trials[0], found[trial.id], trial) for trial in trials[1:]},
         "service_us": [round(float(us), 2) for us in service],
         "versions": first.versions,
         "cores": list(first.cores),
     }
 
 
-def latencies(found: latency.Latencies) -> dict[str, Any]:
-    """What is kept of one engine's latencies."""
+def _faster(first: latency.Latencies, ours: Trial, than: latency.Latencies, theirs: Trial) -> dict[str, float]:
+    """How many times more candidates per second a core, with the lowest and highest of the rounds."""
+    ratio, a_core = latency.faster(first, than), theirs.recipe.threads / ours.recipe.threads
+    return {"value": ratio.value * a_core, "low": ratio.low * a_core, "high": ratio.high * a_core}
+
+
+def latencies(found: latency.Latencies, threads: int) -> dict[str, Any]:
+    """What is kept of the latencies of an engine that computes on `threads` cores."""
     return {
         "p50": found.percentile(50),
         "p99": found.percentile(99),
         "mean": float(np.mean(found.us)),
         "count": len(found.us),
         "curve": [list(point) for point in found.curve()],
-        "candidates_per_second_per_core": found.candidates_per_second / found.threads,
+        "candidates_per_second_per_core": found.candidates_per_second / threads,
         "note": found.unstable(),
     }
 
