@@ -44,6 +44,33 @@ class FactorRequest(StepBase, frozen=True):
     """Exact: what depends on the request alone is computed once a request."""
 
 
+class Prune(StepBase, frozen=True):
+    """Hidden neurons that others can stand in for are removed, and the linears behind them refitted (docs/pruning.md).
+
+    By itself as many as an expected relative loss of AUC of `loss` allows; `keep` instead leaves that part of every layer with at least
+    `narrowest` neurons.
+    """
+
+    needs_rows: ClassVar[bool] = True
+    loss: float = 0.0003
+    keep: float | Literal["auto"] = "auto"
+    narrowest: int = 32
+
+
+class LowRank(StepBase, frozen=True):
+    """Linears with at least `narrowest` inputs and outputs become two narrow ones where that is cheaper (docs/pruning.md).
+
+    Ranks by themselves as low as an expected relative loss of AUC of `loss` allows; `error` instead bounds the part of its output's
+    variance that each linear may lose, and `rank` gives every linear that rank.
+    """
+
+    needs_rows: ClassVar[bool] = True
+    loss: float = 0.0002
+    rank: int | Literal["auto"] = "auto"
+    error: float | Literal["auto"] = "auto"
+    narrowest: int = 32
+
+
 class Bf16(StepBase, frozen=True):
     """Linears with at least `narrowest` outputs round their operands to bfloat16 and accumulate in float32."""
 
@@ -85,7 +112,7 @@ class Bf16Tables(StepBase, frozen=True):
     """Tables that are looked up hold bfloat16 rows."""
 
 
-Step = Tidy | Embeddings | Interactions | FactorRequest | Bf16 | Int8 | Int8Tables | Int4Tables | Bf16Tables
+Step = Tidy | Embeddings | Interactions | FactorRequest | Prune | LowRank | Bf16 | Int8 | Int8Tables | Int4Tables | Bf16Tables
 
 # the function of each step, imported on first use: (graph, **fields) or (graph, calibration, **fields) -> graph
 STEPS: dict[type, str] = {
@@ -93,6 +120,8 @@ STEPS: dict[type, str] = {
     Embeddings: "burnish.passes.embedding:embedding",
     Interactions: "burnish.passes.interaction:interaction",
     FactorRequest: "burnish.passes.factor:factor_request",
+    Prune: "burnish.passes.prune:prune",
+    LowRank: "burnish.passes.lowrank:low_rank",
     Bf16: "burnish.quantize.bf16:bf16",
     Int8: "burnish.quantize.ptq:int8",
     Int8Tables: "burnish.quantize.tables:int8_tables",
@@ -141,6 +170,7 @@ RECIPES: dict[str, tuple[Step, ...]] = {
     "int8": (*_CLEAN, Int8(), FactorRequest()),
     "int8-tables": (*_CLEAN, Int8(), Int8Tables(), FactorRequest()),
     "int8-int4-tables": (*_CLEAN, Int8(), Int4Tables(), FactorRequest()),
+    "lean": (*_CLEAN, Prune(), LowRank(), Int8(), Int8Tables(), FactorRequest()),
     # what the default settings of other tools do, to compare with
     "int8-naive": (*_CLEAN, Int8("min-max", 0.0, "nearest", bias_correction=False, keep_poor=False, narrowest=1), FactorRequest()),
 }

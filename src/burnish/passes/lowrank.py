@@ -1,9 +1,9 @@
 """low_rank: a wide linear whose outputs lie near a subspace, on rows as they come, becomes two narrow ones.
 
 Why not the SVD of W? What matters is the error of the output on real inputs, and a ranker's inputs are far from white. With C the
-covariance of x, the best W' of rank r has E|W x - W' x|^2 least, that is W C^(1/2) truncated. Its left factor spans the r directions in which
-the output W x varies most, so W' = U U^T W with U the leading eigenvectors of W C W^T: nothing has to be inverted. The mean of what is
-cut off goes into the bias.
+covariance of x, the W' of rank r with the least E|W x - W' x|^2 is W C^(1/2) truncated, times C^(-1/2). Its left factor spans the r
+directions in which the output W x varies most, so W' = U U^T W with U the leading eigenvectors of W C W^T: nothing has to be inverted.
+The mean of what is cut off goes into the bias.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Factors:
 def low_rank(
     graph: Graph, calibration: Rows, loss: float = 0.0002, rank: int | str = "auto", error: float | str = "auto", narrowest: int = LEAST
 ) -> Graph:
-    """linear(x, W, b)  ->  linear(linear(x, U^T W), U, b'), for linears with at least `narrowest` inputs and outputs, where that is cheaper.
+    """linear(x, W, b)  ->  linear(linear(x, U^T W), U, b'), where that is cheaper, for linears with `narrowest` inputs and outputs or more.
 
     1. By default ranks are chosen so that the model saves most at an expected relative loss of AUC of at most `loss` (evidence.Judge).
     2. `error` instead bounds what each linear by itself may lose, as a part of its output's variance.

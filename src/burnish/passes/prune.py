@@ -58,7 +58,7 @@ class Layer:
 
 
 def prune(graph: Graph, calibration: Rows, loss: float = 0.0003, keep: float | str = "auto", narrowest: int = LEAST) -> Graph:
-    """linear(f(linear(x, W, b)), V, c)  ->  linear(f(linear(x, W_S, b_S)), V', c'), S the neurons that stay, for layers of `narrowest` and more.
+    """linear(f(linear(x, W, b)), V, c)  ->  linear(f(linear(x, W_S, b_S)), V', c'), S the neurons that stay; layers of `narrowest` or more.
 
     1. By default sizes are chosen so that the model saves most at an expected relative loss of AUC of at most `loss` (evidence.Judge).
     2. `keep` instead is the part of every layer that stays, rounded up to what kernels like.
@@ -161,7 +161,8 @@ def removal(layer: Layer, seen: Mapping[Node, Moments]) -> np.ndarray:
         whole = np.trace(w @ c @ w.T) or 1.0
         inverses.append(np.linalg.inv(c + max(RIDGE * np.trace(c) / len(c), 1e-30) * np.eye(len(c))))
         outgoing.append(w / whole**0.5)
-    left, order = np.arange(layer.width), []
+    left = np.arange(layer.width)
+    order: list[int] = []
     at_once = -(-layer.width // STEPS)
     while len(left) > 1:
         costs = sum((w**2).sum(axis=0) / np.diag(p) for w, p in zip(outgoing, inverses))
@@ -171,7 +172,7 @@ def removal(layer: Layer, seen: Mapping[Node, Moments]) -> np.ndarray:
             share = np.linalg.solve(p[np.ix_(gone, gone)], p[gone][:, stay])
             outgoing[i] = w[:, stay] - w[:, gone] @ share
             inverses[i] = p[np.ix_(stay, stay)] - p[np.ix_(stay, gone)] @ share
-        order.extend(left[gone])
+        order.extend(left[gone].tolist())
         left = left[stay]
     return np.array([*order, *left])
 
