@@ -45,10 +45,10 @@ class Input(msgspec.Struct, frozen=True):
         put(self, "shape", (self.shape,) if isinstance(self.shape, int) else tuple(int(n) for n in self.shape))
         if not isinstance(self.side, str):
             put(self, "side", tuple(self.side))
-        if isinstance(self.cardinality, Sequence) or getattr(self.cardinality, "shape", ()):
-            put(self, "cardinality", tuple(None if n is None else int(n) for n in self.cardinality))  # type: ignore[union-attr]
+        if isinstance(self.cardinality, Sequence | np.ndarray):
+            put(self, "cardinality", tuple(None if n is None else int(n) for n in self.cardinality))
         elif self.cardinality is not None:
-            put(self, "cardinality", int(self.cardinality))  # type: ignore[arg-type]
+            put(self, "cardinality", int(self.cardinality))
         if not self.name:
             raise InputError("an input has no name. Give it the name of the argument of forward that it feeds")
         if self.dtype not in DTYPES:
@@ -83,7 +83,8 @@ class Input(msgspec.Struct, frozen=True):
             return (Half(self.name, self.side, self.dtype, self.shape, None),)
         if len(set(self.side)) == 1:
             return (Half(self.name, self.side[0], self.dtype, self.shape, None),)
-        split = {side: tuple(i for i, s in enumerate(self.side) if s == side) for side in ("request", "candidate")}
+        sides: tuple[Side, ...] = ("request", "candidate")
+        split = {side: tuple(i for i, s in enumerate(self.side) if s == side) for side in sides}
         return tuple(Half(self.name, side, self.dtype, (len(c), *self.shape[1:]), c) for side, c in split.items())
 
 

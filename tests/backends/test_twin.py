@@ -74,7 +74,7 @@ def test_inputs_go_by_position_or_by_name_and_several_outputs_come_as_a_dict():
 
 def test_weights_are_parameters_by_their_names_and_only_those_that_a_model_learns_ask_for_a_gradient():
     spec = Input("cat.id", "int64", (2,), cardinality=9)
-    t, scale = weight("emb.table", np.ones((9, 4), np.float32)), weight("temperature", np.float32(2))
+    t, scale = weight("emb.table", np.ones((9, 4), np.float32)), weight("temperature", np.float32(2.34375))
     node = Node(Op.MUL, (linear(lookup(t, input_node(spec)), 3, 1), scale))
     indices = Node(Op.TAKE, (node,), axis=1, indices=(2, 0))
     twin = to_torch(Graph([spec], {"y": indices}))

@@ -189,7 +189,7 @@ def _align_to(a: np.ndarray, value: Node, node: Node) -> np.ndarray:
 
 def _bag(node: Node, x: Arrays) -> np.ndarray:
     ids = x[1]
-    kept = np.ones(ids.shape, bool) if node["ignore"] is None else ids != node["ignore"]
+    kept: np.ndarray = np.ones(ids.shape, bool) if node["ignore"] is None else np.not_equal(ids, node["ignore"])
     rows = table_rows(node.inputs[0], np.where(kept, ids, 0))  # (..., L, W); an ignored id need not be one of the table's
     if len(x) > 2:
         rows = rows * x[2][..., None]

@@ -13,7 +13,7 @@ from burnish.graph.ops import DEFAULTS, OPS, Op
 from burnish.graph.weights import Weight
 from burnish.inputs import SIDES, Input
 
-_MOST_ROWS = {side: i for i, side in enumerate(SIDES)}
+_MOST_ROWS: dict[str, int] = {side: i for i, side in enumerate(SIDES)}
 _interned: weakref.WeakValueDictionary[Any, Node] = weakref.WeakValueDictionary()
 
 

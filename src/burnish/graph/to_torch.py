@@ -58,7 +58,7 @@ def to_torch(graph: Graph) -> fx.GraphModule:
     root, code = nn.Module(), fx.Graph()
     tracer = fx.proxy.GraphAppendingTracer(code)
     builder = _Twin(graph, root, code, tracer)
-    places = {spec.name: fx.Proxy(code.placeholder(_identifier(spec.name)), tracer) for spec in graph.inputs}
+    places: dict[str, Any] = {spec.name: fx.Proxy(code.placeholder(_identifier(spec.name)), tracer) for spec in graph.inputs}
     rows = next(iter(places.values())).shape[0] if places else 1
     for node in graph.order:
         if node.op is Op.INPUT:

@@ -27,7 +27,7 @@ class Weight:
             self.array = self.array.view()
             self.array.flags.writeable = False
         self.dtype = dtype or str(self.array.dtype)
-        shape = self.array.shape
+        shape: tuple[int, ...] = self.array.shape
         self.shape: tuple[int, ...] = (*shape[:-1], shape[-1] * 2) if self.dtype == "int4" else shape
         self._key: Any = None
 

@@ -128,9 +128,9 @@ def split_fields(node: Node) -> Node | None:
     """LINEAR(CONCAT(r, c, axis=fields), W, b)  ->  CONCAT(LINEAR(r, W, b), LINEAR(c, W, b), axis=fields); LAYERNORM, SOFTMAX likewise."""
     match node:
         case Node(Op.LINEAR, (x, *others)) if len(others) == 2:
-            axes = range(len(x.shape) - 1)
+            axes = list(range(len(x.shape) - 1))
         case Node(Op.LAYERNORM, (x, *others)):
-            axes = range(len(x.shape) - len(others[0].shape))
+            axes = list(range(len(x.shape) - len(others[0].shape)))
         case Node(Op.SOFTMAX, (x, *others)):
             axes = [axis for axis in range(len(x.shape)) if axis != node["axis"]]
         case _:

@@ -103,7 +103,7 @@ def _segments(value: Node, axis: int, known: dict[tuple[Node, int], Segments | N
     if key not in known:
         if len(known) >= MOST_SEEN:
             return None
-        known[key] = None
+        known[key] = None  # counted before what lies below it, so that the depth is bounded
         known[key] = _find(value, axis, known)
     return known[key]
 
@@ -115,10 +115,10 @@ def _find(value: Node, axis: int, known: dict[tuple[Node, int], Segments | None]
     if op is Op.CONCAT:
         if value["axis"] != axis:
             return None
-        parts = [inner for part in inputs for inner in (_segments(part, axis, known) or (part,))]
-        if not mixed(parts):
+        flat = [inner for part in inputs for inner in (_segments(part, axis, known) or (part,))]
+        if not mixed(flat):
             return None
-        return runs([part if part.dtype == value.dtype else Node(Op.CAST, (part,), dtype=value.dtype) for part in parts], axis)
+        return runs([part if part.dtype == value.dtype else Node(Op.CAST, (part,), dtype=value.dtype) for part in flat], axis)
     if op in _ALONE:
         return _each(value, _segments(inputs[0], axis, known))
     if op in _TOGETHER:

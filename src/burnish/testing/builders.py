@@ -8,7 +8,7 @@ import numpy as np
 
 from burnish.graph.node import Graph, Node, input_node, weight
 from burnish.graph.ops import Op
-from burnish.inputs import Input
+from burnish.inputs import Input, Side
 
 
 class Weights:
@@ -29,10 +29,10 @@ def inputs(dense: int = 13, ids: int = 26, cardinality: int = 1000, request: flo
     The request's columns come first; with `mixed` the two sides alternate as evenly as they can. An input of no columns is left out.
     """
 
-    def sides(n: int) -> str | list[str]:
+    def sides(n: int) -> tuple[Side, ...]:
         first = round(n * request)
         of_request = [((i + 1) * first) // n > (i * first) // n if mixed else i < first for i in range(n)]
-        return ["request" if r else "candidate" for r in of_request]
+        return tuple("request" if r else "candidate" for r in of_request)
 
     specs = []
     if dense:

@@ -15,8 +15,8 @@ from burnish.testing.models import dcn_v2, deepfm, din, dlrm, mmoe, two_tower
 SPECS = (
     Input("r", "float32", (7,), "request"),
     Input("c", "float32", (7,), "candidate"),
-    Input("x", "float32", (5, 3), ["candidate", "request", "candidate", "request", "request"]),
-    Input("ids", "int64", (4,), ["request", "candidate", "candidate", "request"], (11, 11, 11, 11)),
+    Input("x", "float32", (5, 3), ("candidate", "request", "candidate", "request", "request")),
+    Input("ids", "int64", (4,), ("request", "candidate", "candidate", "request"), (11, 11, 11, 11)),
     Input("flags", "bool", (7,), "candidate"),
 )
 

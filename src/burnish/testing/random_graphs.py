@@ -9,7 +9,7 @@ import numpy as np
 
 from burnish.graph.node import Graph, Node, input_node, scalar, weight
 from burnish.graph.ops import Op
-from burnish.inputs import Input
+from burnish.inputs import Input, Side
 from burnish.testing.builders import Weights, concat, linear, lookup, reshape, table
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ def random_graph(pick: Pick | int, most_steps: int = 14) -> Graph:
         random = np.random.default_rng(pick)
         return random_graph(lambda n: int(random.integers(n)), most_steps)
     w = Weights(pick(1000))
-    sides = ("request", "candidate")
+    sides: tuple[Side, ...] = ("request", "candidate")
     dense, ids = 2 + pick(12), 2 + pick(4)
     specs = (
-        Input("dense", "float32", (dense,), [sides[pick(2)] for _ in range(dense - 1)] + ["candidate"]),
-        Input("cat", "int64", (ids,), [sides[pick(2)] for _ in range(ids)], 3 + pick(20)),
+        Input("dense", "float32", (dense,), (*(sides[pick(2)] for _ in range(dense - 1)), "candidate")),
+        Input("cat", "int64", (ids,), tuple(sides[pick(2)] for _ in range(ids)), 3 + pick(20)),
         Input("past", "int32", (1 + pick(5),), sides[pick(2)], 7),
     )
     pool = [input_node(specs[0])]
