@@ -15,6 +15,7 @@ import burnish
 from burnish import recipe as recipes
 from burnish.backends import table as backends
 from burnish.backends.table import Backend, Engine, Program
+from burnish.capture.parity import random_rows
 from burnish.errors import BuildError
 from burnish.graph.interpret import interpret, interpret_request
 from burnish.graph.node import Graph
@@ -103,12 +104,12 @@ def tolerance(graph: Graph) -> tuple[float, float]:
     """How far an engine may be from the interpreter, (largest, mean) difference by artifact.difference.
 
     Float engines sum in another order. Where values are quantized or rounded to bfloat16, such a difference can move a value across a
-    rounding tie, which changes it by a whole step.
+    rounding tie, which changes it by a whole step. Met so far: int8 1e-3 and 1e-5, bfloat16 (all of OpenVINO's arithmetic) 5e-3 and 1e-3.
     """
     if any(node.op is Op.QUANTIZE for node in graph.order):
-        return 5e-2, 5e-3
+        return 2e-2, 1e-3
     if any(node.op is Op.LINEAR and node["compute"] != "float32" for node in graph.order):
-        return 5e-2, 1e-2
+        return 3e-2, 5e-3
     return 1e-4, 1e-5
 
 
@@ -118,24 +119,7 @@ def golden_rows(inputs: tuple[Input, ...], calibration: Mapping[str, np.ndarray]
         n = len(next(iter(calibration.values())))
         at = np.unique(np.linspace(0, n - 1, min(n, GOLDEN_ROWS)).astype(np.int64))
         return {spec.name: np.ascontiguousarray(np.asarray(calibration[spec.name])[at]) for spec in inputs}
-    random = np.random.default_rng(0)
-    return {spec.name: _random(spec, GOLDEN_ROWS, random) for spec in inputs}
-
-
-def _random(spec: Input, n: int, random: np.random.Generator) -> np.ndarray:
-    """(n, *shape): ids below their cardinality, other integers 0 or 1, floats normal."""
-    if spec.dtype == "bool":
-        return random.random((n, *spec.shape)) < 0.5
-    floating = spec.dtype.startswith("float")
-    columns = []
-    for column in range(spec.columns):
-        bound, shape = spec.cardinality_of(column), (n, *spec.shape[1:])
-        if bound is None and floating:
-            columns.append(random.standard_normal(shape))
-        else:
-            columns.append(random.integers(0, bound or 2, shape))
-    values = np.stack(columns, axis=1) if spec.shape else columns[0]
-    return np.ascontiguousarray(values.astype(spec.dtype))
+    return random_rows(inputs, GOLDEN_ROWS)
 
 
 def _checked(

@@ -97,6 +97,37 @@ def test_the_model_is_scored_as_it_came(ranker, how, tmp_path):
             np.testing.assert_allclose(scores[name], want.reshape(n), atol=1e-6)
 
 
+SQUEEZES = """
+import torch
+
+
+class Squeezes(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.top = torch.nn.Linear(3, 1)
+
+    def forward(self, x):
+        y = self.top(x).squeeze()
+        return y{more}
+
+
+def load():
+    return Squeezes()
+"""
+
+
+@pytest.mark.parametrize("more", ["", " * torch.ones_like(y)[:len(y)]"])
+def test_a_model_that_loses_a_batch_of_one_still_scores_it(more, tmp_path):
+    """The first gives a score without rows, the second fails on it."""
+    path = tmp_path / "squeezes.py"
+    path.write_text(SQUEEZES.replace("{more}", more))
+    graph = burnish.capture(f"{path}:load", [burnish.Input("x", "float32", (3,))])
+    table = rows(graph, 1)
+    with burnish.Scorer(burnish.compile(graph, "original", backend="eager", source=f"{path}:load")) as scorer:
+        np.testing.assert_allclose(scorer.rows(table), interpret(graph, table)["score"].reshape(1), atol=1e-6)
+
+
 def test_the_model_itself_must_be_given(ranker):
     with pytest.raises(
         BuildError, match=r"^the backend eager runs the model as it came, which it was not given\. Give compile the model: source="

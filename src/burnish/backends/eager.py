@@ -64,7 +64,7 @@ class Eager:
             files=tuple(str(path.relative_to(out)) for path in folder.iterdir()),
             target="any",
             weight_bytes=sum(held.nbytes for held in graph.weights.values()),
-            facts={"model": spec, "flat": flat, "outputs": [name for name, _ in graph.outputs]},
+            facts={"model": spec, "flat": flat, "outputs": {name: node.shape for name, node in graph.outputs}},
         )
 
     def open(self, directory: Path, program: Program, inputs: tuple[Input, ...], threads: int) -> EagerEngine:
@@ -101,12 +101,17 @@ class EagerEngine:
         self._call = _caller(model, inputs, facts["flat"])
         self._outputs = facts["outputs"]
         self._expand = Expand(inputs)
+        self._fails_on_one = not _works(self._call, 1)
 
     def rows(self, table: Arrays, n: int) -> dict[str, np.ndarray]:
+        if n == 1 and self._fails_on_one:
+            twice = {name: np.repeat(array, 2, axis=0) for name, array in table.items()}
+            return {name: array[:1] for name, array in self.rows(twice, 2).items()}
         from_numpy = self._torch.from_numpy
         with self._torch.inference_mode():
             found = self._call(*[from_numpy(table[spec.name]) for spec in self._call.form.inputs])
-        return {name: tensor.numpy() for name, tensor in zip(self._outputs, found)}
+        # a model that squeezes its scores drops the rows with them when there is one
+        return {name: tensor.numpy().reshape(n, *shape) for (name, shape), tensor in zip(self._outputs.items(), found)}
 
     def request(self, request: Arrays, candidates: Arrays, n: int) -> dict[str, np.ndarray]:
         return self.rows(self._expand(request, candidates, n), n)
@@ -130,12 +135,17 @@ def _caller(model: Any, inputs: tuple[Input, ...], flat: bool) -> Any:
     else:
         model.eval()
         tried = forms(model, inputs)
-    for form in tried[:-1]:
-        caller = Caller(model, form)
-        try:
-            with torch.inference_mode():
-                caller(*(torch.zeros((2, *spec.shape), dtype=getattr(torch, spec.dtype)) for spec in form.inputs))
-            return caller
-        except Exception:  # the model's own code: whatever it raises, the next form is tried
-            continue
-    return Caller(model, tried[-1])
+    callers = [Caller(model, form) for form in tried]
+    return next((caller for caller in callers[:-1] if _works(caller, 2)), callers[-1])
+
+
+def _works(caller: Any, n: int) -> bool:
+    """Whether a model takes n rows of zeros."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            caller(*(torch.zeros((n, *spec.shape), dtype=getattr(torch, spec.dtype)) for spec in caller.form.inputs))
+        return True
+    except Exception:  # the model's own code may raise anything
+        return False
