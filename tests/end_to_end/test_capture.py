@@ -159,7 +159,9 @@ def test_only_what_the_scores_need_is_captured():
 
 
 BACKEND = 'or serve the model as it came: backend="eager".'
-MIXED = r" at test_capture\.py:\d+ mixes the rows of a batch, so a row has no score of its own\. Take it out of forward, " + re.escape(BACKEND)
+MIXED = r" at test_capture\.py:\d+ mixes the rows of a batch, so a row has no score of its own\. Take it out of forward, " + re.escape(
+    BACKEND
+)
 
 
 @pytest.mark.parametrize(
@@ -198,9 +200,13 @@ def test_attention_over_the_rows_is_refused():
 
 
 def test_a_score_that_depends_on_the_number_of_rows_is_refused():
-    with pytest.raises(CaptureError, match=r"^the number of rows in a batch is used as a number at test_capture\.py:\d+ \(aten\.div\.Tensor\), so"):
+    with pytest.raises(
+        CaptureError, match=r"^the number of rows in a batch is used as a number at test_capture\.py:\d+ \(aten\.div\.Tensor\), so"
+    ):
         of(lambda m, x: x.sum(1) / x.shape[0])
-    with pytest.raises(CaptureError, match=r"^output 'score' of the same rows differs between a batch of 2 and one of 3: the model mixes the rows"):
+    with pytest.raises(
+        CaptureError, match=r"^output 'score' of the same rows differs between a batch of 2 and one of 3: the model mixes the rows"
+    ):
         of(lambda m, x: x.sum(1) * (1.0 / x.shape[0]))
 
 
@@ -215,15 +221,22 @@ def test_an_op_that_is_not_known_is_named_with_the_users_line():
 
 @pytest.mark.parametrize("fn", [lambda m, x: F.dropout(x, 0.5), lambda m, x: x + torch.randn_like(x), lambda m, x: torch.rand(x.shape) * x])
 def test_random_numbers_are_refused(fn):
-    with pytest.raises(CaptureError, match=r"^aten\.\w+\.\w+ at test_capture\.py:\d+ draws random numbers, so a row has no fixed score\. Leave"):
+    with pytest.raises(
+        CaptureError, match=r"^aten\.\w+\.\w+ at test_capture\.py:\d+ draws random numbers, so a row has no fixed score\. Leave"
+    ):
         of(fn)
 
 
 def test_branches_and_shapes_that_depend_on_the_data_are_refused_with_the_line():
     for fn in (lambda m, x: x if x.sum() > 0 else -x, lambda m, x: x[: int(x[0, 0])]):
-        with pytest.raises(CaptureError, match=r"^the model branches on the values of its inputs, or takes a shape from them, at test_capture\.py:\d+\. Com"):
+        with pytest.raises(
+            CaptureError,
+            match=r"^the model branches on the values of its inputs, or takes a shape from them, at test_capture\.py:\d+\. Com",
+        ):
             of(fn)
-    with pytest.raises(CaptureError, match=r"^aten\.\w+\.\w+ at test_capture\.py:\d+ gives a shape that depends on the values of the inputs\. Mask over"):
+    with pytest.raises(
+        CaptureError, match=r"^aten\.\w+\.\w+ at test_capture\.py:\d+ gives a shape that depends on the values of the inputs\. Mask over"
+    ):
         of(lambda m, x: x[x[:, 0] > 0])
 
 
@@ -233,9 +246,13 @@ def test_embedding_with_max_norm_is_refused():
 
 
 def test_outputs_without_rows_or_with_rows_elsewhere_are_refused():
-    with pytest.raises(CaptureError, match=r"^output 'loss' has no rows: it is the same whatever the inputs are\. Return only what belongs to a row$"):
+    with pytest.raises(
+        CaptureError, match=r"^output 'loss' has no rows: it is the same whatever the inputs are\. Return only what belongs to a row$"
+    ):
         of(lambda m, x: {"score": x, "loss": m.w.sum()}, w=nn.Parameter(torch.ones(3)))
-    with pytest.raises(CaptureError, match=r"^output 'score' has shape \(4, rows\): its first dimension must be the rows\. Reshape it before returning it$"):
+    with pytest.raises(
+        CaptureError, match=r"^output 'score' has shape \(4, rows\): its first dimension must be the rows\. Reshape it before returning it$"
+    ):
         of(lambda m, x: x.t())
 
 
@@ -248,14 +265,18 @@ def test_names_that_do_not_match_forward_are_told_with_both_lists():
 
 
 def test_half_precision_weights_are_refused():
-    with pytest.raises(CaptureError, match=r"^weight 'lin\.weight' is bfloat16\. Capture the float32 model \(model\.float\(\)\); precision is a step"):
+    with pytest.raises(
+        CaptureError, match=r"^weight 'lin\.weight' is bfloat16\. Capture the float32 model \(model\.float\(\)\); precision is a step"
+    ):
         of(lambda m, x: m.lin(x.bfloat16()).float(), lin=nn.Linear(4, 4).bfloat16())
 
 
 def test_a_model_that_fails_on_its_own_is_told_with_its_line():
     with pytest.raises(CaptureError, match=r"^the model cannot be traced: \w+ at test_capture\.py:\d+: .*size"):
         of(lambda m, x: x.view(-1, 3) + torch.ones(2))
-    with pytest.raises(CaptureError, match=r"^the model itself fails on 2 rows of random values: IndexError at test_capture\.py:\d+: .* Declare the card"):
+    with pytest.raises(
+        CaptureError, match=r"^the model itself fails on 2 rows of random values: IndexError at test_capture\.py:\d+: .* Declare the card"
+    ):
         of(lambda m, x: x[torch.arange(x.shape[0]), x[:, 0].long() + 100])
 
 
@@ -289,10 +310,12 @@ def test_the_cardinality_of_a_single_matrix_is_that_of_its_float_columns():
 
 def test_a_mixed_up_op_is_caught_by_the_comparison(monkeypatch):
     """The check is shown to fail: an op translated wrongly is met by the parity sentence, with batch and size."""
-    from burnish.capture import aten
+    from burnish.capture.aten import ATEN
 
-    monkeypatch.setitem(aten.ATEN, "tanh", aten.ATEN["sigmoid"])
-    with pytest.raises(CaptureError, match=r"^output 'score' of the captured graph differs from the model's by \S+ of its largest magnitude at batch 1 "):
+    monkeypatch.setitem(ATEN, "tanh", ATEN["sigmoid"])
+    with pytest.raises(
+        CaptureError, match=r"^output 'score' of the captured graph differs from the model's by \S+ of its largest magnitude at batch 1 "
+    ):
         of(lambda m, x: torch.tanh(x))
 
 
@@ -302,5 +325,3 @@ def test_capture_does_not_import_torch_before_it_is_called():
 
     code = "import sys, burnish.capture; assert 'torch' not in sys.modules and 'onnx_ir' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-

@@ -92,7 +92,8 @@ def forms(model: Any, specs: Sequence[Input]) -> list[Form]:
             tried = collection or ["dict", "tuple"]
             return [Form(tuple(specs), how) for how in tried]  # type: ignore[arg-type]
     raise CaptureError(
-        f"forward takes {listed([p.name for p in plain])}, and the inputs are {listed(names)}. Name each input after the argument that it feeds"
+        f"forward takes {listed([p.name for p in plain])}, and the inputs are {listed(names)}. "
+        "Name each input after the argument that it feeds"
     )
 
 

@@ -101,6 +101,12 @@ def silu(x: Value) -> Value:
     return mul(x, unary(Op.SIGMOID, x))
 
 
+def glu(x: Value, dim: int = -1) -> Value:
+    """The first half along `dim` times the sigmoid of the second."""
+    half = x.shape[dim] // 2
+    return mul(V.slice_(x, dim, 0, half), unary(Op.SIGMOID, V.slice_(x, dim, half, 2 * half)))
+
+
 def softplus(x: Value, beta: float = 1, threshold: float = 20) -> Value:
     """log(1 + exp(beta x)) / beta, and x itself where beta x > threshold."""
     scaled = mul(x, beta) if beta != 1 else x
@@ -134,6 +140,12 @@ def logsumexp(x: Value, dims: Sequence[int], keepdims: bool) -> Value:
 
 def softmax(x: Value, dim: int) -> Value:
     return V.along(Op.SOFTMAX, x, dim, "softmax over the rows")
+
+
+def safe_softmax(x: Value, dim: int) -> Value:
+    """Zeros where all entries are -inf."""
+    blind = compare(Op.EQ, V.reduce(Op.MAX, x, [dim], True, "softmax over the rows"), -math.inf)
+    return where(blind, 0.0, softmax(x, dim))
 
 
 def variance(x: Value, dims: Sequence[int] | None, correction: float, keepdims: bool) -> Value:
@@ -204,19 +216,14 @@ def attention(q: Value, k: Value, v: Value, mask: Value | None, causal: bool, sc
     scores = V.matmul(q, V.transpose(k, -1, -2))
     scores = mul(scores, scale if scale is not None else 1 / math.sqrt(q.shape[-1]))
     if causal:
-        mask = V.of(np.tril(np.ones((q.shape[-2], k.shape[-2]), bool)), "causal mask")
-    blind = None
-    if mask is not None and mask.dtype == "bool":
-        scores = where(mask, scores, -1e30)
-        if not causal:
-            seen = V.reduce(Op.MAX, V.cast(mask, scores.dtype), [-1], True, "attention over the rows")
-            blind = compare(Op.EQ, seen, 0)
-    elif mask is not None:
-        scores = add(scores, mask)
-        blind = compare(Op.EQ, V.reduce(Op.MAX, scores, [-1], True, "attention over the rows"), -math.inf)
-    weights = softmax(scores, -1)
-    if blind is not None:
-        weights = where(blind, 0.0, weights)
+        seen = V.of(np.tril(np.ones((q.shape[-2], k.shape[-2]), bool)), "causal mask")
+        weights = softmax(where(seen, scores, -1e30), -1)
+    elif mask is None:
+        weights = softmax(scores, -1)
+    elif mask.dtype == "bool":  # a finite fill keeps NaN out of the graph; the second choice is for queries that see nothing
+        weights = where(mask, softmax(where(mask, scores, -1e30), -1), 0.0)
+    else:
+        weights = safe_softmax(add(scores, mask), -1)
     return V.matmul(weights, v)
 
 

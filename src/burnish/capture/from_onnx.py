@@ -14,11 +14,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from burnish.capture import value as V
+from burnish.capture.aten.call import Ramp
 from burnish.capture.bounds import bounded
 from burnish.capture.calling import inferred, listed
 from burnish.capture.from_torch import AS_IT_CAME, PRIMES
-from burnish.capture.aten import Ramp
-from burnish.capture.onnx_ops import ONNX, Call, bag_loop
+from burnish.capture.onnx_ops import ONNX
+from burnish.capture.onnx_ops.call import Call
+from burnish.capture.onnx_ops.tensors import bag_loop
 from burnish.capture.parity import check_parity, example_rows, random_rows
 from burnish.capture.value import Ambiguous, Mixes, Unsupported, Value
 from burnish.errors import CaptureError, GraphError
@@ -93,7 +95,8 @@ def _fits(spec: Input, value: ir.Value, path: Path) -> None:
         )
     if isinstance(dims[0], int):
         raise CaptureError(
-            f"{path.name} was exported for batches of exactly {dims[0]} rows (input {spec.name!r}). Export it again with a free first dimension"
+            f"{path.name} was exported for batches of exactly {dims[0]} rows (input {spec.name!r}). "
+            "Export it again with a free first dimension"
         )
 
 

@@ -20,7 +20,8 @@ import torch
 from torch.fx.experimental.proxy_tensor import PythonKeyTracer
 
 from burnish.capture import value as V
-from burnish.capture.aten import ATEN, Call, Ramp
+from burnish.capture.aten import ATEN
+from burnish.capture.aten.call import Call, Ramp
 from burnish.capture.bounds import bounded
 from burnish.capture.calling import Form, forms, specs_of
 from burnish.capture.parity import check_parity, example_rows, random_rows

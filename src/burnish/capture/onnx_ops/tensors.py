@@ -1,44 +1,21 @@
-"""ONNX ops on traced values, one row each: (call, operands, attributes) -> a value or a tuple of them; opset 13 and later."""
+"""Rows for ONNX ops that act on each entry, make tensors, reduce them, or move and index their entries."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from burnish.capture import composed as C
 from burnish.capture import value as V
-from burnish.capture.aten import Call as AtenCall
-from burnish.capture.aten import Ramp, _index, _index_put, _trunc, ramp_arithmetic
+from burnish.capture.aten.call import Ramp, ramp_arithmetic
+from burnish.capture.aten.indexing import index_of, index_put
+from burnish.capture.aten.pointwise import trunc
+from burnish.capture.onnx_ops.call import Attrs, Call, Columns, Operands, Row
 from burnish.capture.value import Ambiguous, Mixes, Unsupported, Value
 from burnish.graph.ops import FLOATS, Op
-
-
-@dataclass(frozen=True)
-class Call:
-    """The batch of the walk and the opset; `outputs` is how many results the node has."""
-
-    batch: int
-    opset: int
-    outputs: int
-
-    def aten(self, x: Value) -> AtenCall:
-        return AtenCall(x.dtype, x.shape, self.batch)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Indices side by side along a last axis, where one of them numbers the rows: what GatherND and ScatterND read row by row."""
-
-    columns: tuple[Any, ...]  # Value | Ramp, without the last axis
-
-
-Operands = Sequence[Any]
-Attrs = Mapping[str, Any]
-Row = Callable[[Call, Operands, Attrs], Any]
 
 
 def ints(value: Value) -> list[int]:
@@ -90,14 +67,14 @@ def _div(call: Call, x: Operands, attrs: Attrs) -> Value:
         _number_is_safe(call, x[1])
     if x[0].dtype in FLOATS:
         return V.pointwise(Op.DIV, x[0], x[1])
-    return V.cast(_trunc(C.div(V.cast(x[0], "float64"), V.cast(x[1], "float64"))), x[0].dtype)
+    return V.cast(trunc(C.div(V.cast(x[0], "float64"), V.cast(x[1], "float64"))), x[0].dtype)
 
 
 def _mod(call: Call, x: Operands, attrs: Attrs) -> Value:
     if not attrs.get("fmod"):
         return V.pointwise(Op.MOD, x[0], x[1])
     dtype = x[0].dtype if x[0].dtype in FLOATS else "float64"
-    whole = V.cast(_trunc(C.div(V.cast(x[0], dtype), V.cast(x[1], dtype))), x[0].dtype)
+    whole = V.cast(trunc(C.div(V.cast(x[0], dtype), V.cast(x[1], dtype))), x[0].dtype)
     return C.sub(x[0], C.mul(whole, x[1]))
 
 
@@ -286,6 +263,10 @@ def reduced(op: Op, name: str, before: Callable[[Value], Value] | None = None, a
     return row
 
 
+def _logsumexp(call: Call, x: Operands, attrs: Attrs) -> Value:
+    return C.logsumexp(x[0], _axes(x, attrs) or list(range(len(x[0].shape))), bool(attrs.get("keepdims", 1)))
+
+
 def _arg(sign: int) -> Row:
     def row(call: Call, x: Operands, attrs: Attrs) -> Value:
         value = x[0] if sign > 0 else C.unary(Op.NEG, x[0])
@@ -313,7 +294,7 @@ def _gather(call: Call, x: Operands, attrs: Attrs) -> Value:
     data, index = x
     axis = data.dim(attrs.get("axis", 0))
     if isinstance(index, Ramp):
-        return _index(call.aten(data), data, [None] * axis + [index])
+        return index_of(call.aten(data), data, [None] * axis + [index])
     if index.is_constant and index.rows is None:
         array = V.array_of(index)
         if array.ndim == 0:
@@ -323,7 +304,7 @@ def _gather(call: Call, x: Operands, attrs: Attrs) -> Value:
     if data.rows is None and data.is_constant:
         if axis:
             data = V.permute(data, [axis, *(d for d in range(len(data.shape)) if d != axis)])
-        out = _index(call.aten(data), data, [index])
+        out = index_of(call.aten(data), data, [index])
         if not axis:
             return out
         n = len(index.shape)
@@ -335,14 +316,14 @@ def _gather(call: Call, x: Operands, attrs: Attrs) -> Value:
 def _gather_nd(call: Call, x: Operands, attrs: Attrs) -> Value:
     data, index = x
     if isinstance(index, Columns):
-        return _index(call.aten(data), data, index.columns)
+        return index_of(call.aten(data), data, index.columns)
     batched = attrs.get("batch_dims", 0)
     columns: list[Any] = [V.select(index, -1, i) for i in range(index.shape[-1])]
     if batched:
         if batched != 1 or data.rows != 0 or index.rows != 0:
             raise Unsupported("a GatherND with these batch dimensions")
         columns = [Ramp(0, 1, (data.shape[0], *(1,) * (len(columns[0].shape) - 1))), *columns]
-    return _index(call.aten(data), data, columns)
+    return index_of(call.aten(data), data, columns)
 
 
 def _scatter_nd(call: Call, x: Operands, attrs: Attrs) -> Value:
@@ -350,7 +331,7 @@ def _scatter_nd(call: Call, x: Operands, attrs: Attrs) -> Value:
         raise Unsupported("a ScatterND with this reduction")
     data, index, updates = x
     columns = index.columns if isinstance(index, Columns) else [V.select(index, -1, i) for i in range(index.shape[-1])]
-    return _index_put(call.aten(data), data, columns, updates, attrs.get("reduction") == "add")
+    return index_put(call.aten(data), data, columns, updates, attrs.get("reduction") == "add")
 
 
 def _scatter_elements(call: Call, x: Operands, attrs: Attrs) -> Value:
@@ -360,170 +341,7 @@ def _scatter_elements(call: Call, x: Operands, attrs: Attrs) -> Value:
     return C.scatter(x[0], attrs.get("axis", 0), x[1], x[2], how)
 
 
-# layers --------------------------------------------------------------------------------------------------------------------------------
-
-
-def _gemm(call: Call, x: Operands, attrs: Attrs) -> Value:
-    a = V.transpose(x[0], 0, 1) if attrs.get("transA") else x[0]
-    alpha, beta = attrs.get("alpha", 1.0), attrs.get("beta", 1.0)
-    bias = x[2] if len(x) > 2 else None
-    if bias is not None and beta != 1:
-        bias = C.mul(bias, beta)
-    if attrs.get("transB") and alpha == 1 and (bias is None or len(bias.shape) == 1):
-        return V.linear(a, x[1], bias)
-    y = V.matmul(a, V.transpose(x[1], 0, 1) if attrs.get("transB") else x[1])
-    if alpha != 1:
-        y = C.mul(y, alpha)
-    return y if bias is None else C.add(y, bias)
-
-
-def _batch_norm(call: Call, x: Operands, attrs: Attrs) -> Value:
-    if attrs.get("training_mode"):
-        raise Mixes("BatchNormalization in training mode")
-    return C.batch_norm(x[0], x[1], x[2], x[3], x[4], attrs.get("epsilon", 1e-5))
-
-
-def _layer_norm(call: Call, x: Operands, attrs: Attrs) -> Value:
-    axes = len(x[0].shape) - x[0].dim(attrs.get("axis", -1))
-    return C.layer_norm(x[0], axes, x[1], x[2] if len(x) > 2 else None, attrs.get("epsilon", 1e-5))
-
-
-def _instance(call: Call, x: Operands, attrs: Attrs) -> Value:
-    """(rows, C, ...): each channel of each row by itself."""
-    dims = list(range(2, len(x[0].shape)))
-    centred = C.sub(x[0], V.reduce(Op.MEAN, x[0], dims, True, "InstanceNormalization over the rows"))
-    var = V.reduce(Op.MEAN, C.mul(centred, centred), dims, True, "InstanceNormalization over the rows")
-    tail = (1,) * len(dims)
-    gain, bias = (V.reshape(v, (*v.shape, *tail)) for v in x[1:3])
-    return C.add(C.mul(C.mul(centred, C.unary(Op.RSQRT, C.add(var, attrs.get("epsilon", 1e-5)))), gain), bias)
-
-
-def _conv(call: Call, x: Operands, attrs: Attrs) -> Value:
-    n = len(x[0].shape) - 2
-    if x[0].rows != 0:
-        raise Mixes("a convolution over the rows")
-    return C.convolution(
-        x[0], x[1], x[2] if len(x) > 2 else None, attrs.get("strides", [1] * n), _pads(attrs, n), attrs.get("dilations", [1] * n), attrs.get("group", 1)
-    )  # fmt: skip
-
-
-def _pads(attrs: Attrs, n: int) -> list[tuple[int, int]]:
-    if attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        raise Unsupported(f"auto_pad {attrs['auto_pad']!r}")
-    pads = attrs.get("pads") or [0] * (2 * n)
-    return [(pads[i], pads[i + n]) for i in range(n)]
-
-
-def pooled(op: Op) -> Row:
-    def row(call: Call, x: Operands, attrs: Attrs) -> Value:
-        size = attrs["kernel_shape"]
-        n = len(size)
-        if attrs.get("ceil_mode"):
-            raise Unsupported("a pool with ceil_mode")
-        pads = _pads(attrs, n)
-        if op is Op.MEAN and any(map(any, pads)) and not attrs.get("count_include_pad"):
-            raise Unsupported("an average pool that does not count its padding")
-        strides, dilations = attrs.get("strides", [1] * n), attrs.get("dilations", [1] * n)
-        return C.pool(op, x[0], size, strides, pads, dilations, -math.inf if op is Op.MAX else 0.0)
-
-    return row
-
-
-def _global(op: Op) -> Row:
-    return lambda call, x, attrs: V.reduce(op, x[0], list(range(2, len(x[0].shape))), True, "pooling over the rows")
-
-
-def _gru(call: Call, x: Operands, attrs: Attrs) -> tuple[Value, Value]:
-    if not attrs.get("linear_before_reset") or attrs.get("layout"):
-        raise Unsupported("a GRU of another form than torch's (linear_before_reset=1, layout=0)")
-    order = ("update", "reset", "new")
-
-    def gates(v: Value) -> Value:
-        return _reordered(v, [order.index(g) for g in ("reset", "update", "new")], 3)
-
-    def way(steps: Value, d: int) -> tuple[Value, Value]:
-        w, r, b_ih, b_hh = _direction(x, d, gates)
-        out = C.gru_steps(steps, _start(call, x, 5, d), w, r, b_ih, b_hh)
-        return out, V.select(out, 0, out.shape[0] - 1)
-
-    return _both_ways(x[0], attrs, way)
-
-
-def _lstm(call: Call, x: Operands, attrs: Attrs) -> tuple[Value, ...]:
-    if attrs.get("layout"):
-        raise Unsupported("an LSTM with layout=1")
-    cells: list[Value] = []
-
-    def gates(v: Value) -> Value:
-        return _reordered(v, [0, 2, 3, 1], 4)  # input, output, forget, cell -> input, forget, cell, output
-
-    def way(steps: Value, d: int) -> tuple[Value, Value]:
-        w, r, b_ih, b_hh = _direction(x, d, gates)
-        out, last, cell = C.lstm_steps(steps, _start(call, x, 5, d), _start(call, x, 6, d), w, r, b_ih, b_hh)
-        cells.append(cell)
-        return out, last
-
-    y, last = _both_ways(x[0], attrs, way)
-    return y, last, V.stack(cells, 0)
-
-
-def _reordered(v: Value, order: Sequence[int], parts: int) -> Value:
-    size = v.shape[0] // parts
-    return V.concat([V.slice_(v, 0, i * size, (i + 1) * size) for i in order], 0)
-
-
-def _direction(x: Operands, d: int, gates: Callable[[Value], Value]) -> tuple[Value, Value, Value, Value]:
-    w, r = (gates(V.select(x[i], 0, d)) for i in (1, 2))
-    if len(x) > 4 and x[4] is not None:
-        raise Unsupported("a recurrence with sequence_lens")
-    if len(x) > 3 and x[3] is not None:
-        b = V.select(x[3], 0, d)
-        half = b.shape[0] // 2
-        return w, r, gates(V.slice_(b, 0, 0, half)), gates(V.slice_(b, 0, half, 2 * half))
-    zero = V.of(np.zeros(w.shape[0], w.dtype), "zero bias")
-    return w, r, zero, zero
-
-
-def _start(call: Call, x: Operands, at: int, d: int) -> Value:
-    if len(x) > at and x[at] is not None:
-        return V.select(x[at], 0, d)
-    rows, hidden = x[0].shape[1], x[2].shape[-1]
-    return V.expand(V.of(np.zeros((1, hidden), x[0].dtype), "zero state"), (rows, hidden), call.batch)
-
-
-def _both_ways(x: Value, attrs: Attrs, way: Callable[[Value, int], tuple[Value, Value]]) -> tuple[Value, Value]:
-    if x.rows != 1:
-        raise Mixes("a recurrence whose steps are the rows")
-    direction = attrs.get("direction", "forward")
-    outs, lasts = [], []
-    for d, name in enumerate(("forward", "reverse") if direction == "bidirectional" else (direction,)):
-        out, last = way(C.flip(x, [0]) if name == "reverse" else x, d)
-        outs.append(C.flip(out, [0]) if name == "reverse" else out)
-        lasts.append(last)
-    return V.stack(outs, 1), V.stack(lasts, 0)
-
-
-def _dropout(call: Call, x: Operands, attrs: Attrs) -> Value:
-    if len(x) > 2 and x[2] is not None and V.array_of(x[2]).item():
-        raise Unsupported("random")
-    return x[0]
-
-
-def _softmax(of: Callable[[Value, int], Value]) -> Row:
-    return lambda call, x, attrs: of(x[0], attrs.get("axis", -1))
-
-
-def _random(call: Call, x: Operands, attrs: Attrs) -> Value:
-    raise Unsupported("random")
-
-
-def _rms_norm(call: Call, x: Operands, attrs: Attrs) -> Value:
-    axis = x[0].dim(attrs.get("axis", -1))
-    size = V.reduce(Op.MEAN, C.mul(x[0], x[0]), list(range(axis, len(x[0].shape))), True, "rms_norm over the rows")
-    return C.mul(C.mul(x[0], C.unary(Op.RSQRT, C.add(size, attrs.get("epsilon", 1e-5)))), x[1])
-
-
-ONNX: dict[str, Row] = {
+TENSORS: dict[str, Row] = {
     **{name: unary(op) for name, op in {
         "Neg": Op.NEG, "Abs": Op.ABS, "Sign": Op.SIGN, "Exp": Op.EXP, "Log": Op.LOG, "Sqrt": Op.SQRT, "Sin": Op.SIN, "Cos": Op.COS,
         "Tanh": Op.TANH, "Sigmoid": Op.SIGMOID, "Relu": Op.RELU, "Erf": Op.ERF, "Floor": Op.FLOOR, "Round": Op.ROUND, "Not": Op.NOT,
@@ -538,7 +356,6 @@ ONNX: dict[str, Row] = {
     "HardSwish": fn(C.hardswish),
     "Mish": fn(lambda x: C.mul(x, C.unary(Op.TANH, C.softplus(x, threshold=math.inf)))),
     "Identity": lambda call, x, attrs: x[0],
-    "Dropout": _dropout,
     "LeakyRelu": lambda call, x, attrs: C.leaky_relu(x[0], attrs.get("alpha", 0.01)),
     "Elu": lambda call, x, attrs: C.elu(x[0], attrs.get("alpha", 1.0)),
     "Selu": lambda call, x, attrs: C.elu(x[0], attrs.get("alpha", 1.6732632423543772), attrs.get("gamma", 1.0507009873554805)),
@@ -593,12 +410,10 @@ ONNX: dict[str, Row] = {
     "ReduceL2": reduced(Op.SUM, "a norm", lambda x: C.mul(x, x), lambda x: C.unary(Op.SQRT, x)),
     "ReduceSumSquare": reduced(Op.SUM, "a sum", lambda x: C.mul(x, x)),
     "ReduceLogSum": reduced(Op.SUM, "a sum", None, lambda x: C.unary(Op.LOG, x)),
-    "ReduceLogSumExp": lambda call, x, attrs: C.logsumexp(x[0], _axes(x, attrs) or list(range(len(x[0].shape))), bool(attrs.get("keepdims", 1))),
+    "ReduceLogSumExp": _logsumexp,
     "ArgMax": _arg(1),
     "ArgMin": _arg(-1),
     "CumSum": _cumsum,
-    "Softmax": _softmax(C.softmax),
-    "LogSoftmax": _softmax(C.log_softmax),
     "TopK": _topk,
     # indexing
     "Gather": _gather,
@@ -606,20 +421,4 @@ ONNX: dict[str, Row] = {
     "GatherND": _gather_nd,
     "ScatterND": _scatter_nd,
     "ScatterElements": _scatter_elements,
-    # layers
-    "MatMul": lambda call, x, attrs: V.matmul(x[0], x[1]),
-    "Gemm": _gemm,
-    "Einsum": lambda call, x, attrs: C.einsum(attrs["equation"], x),
-    "BatchNormalization": _batch_norm,
-    "LayerNormalization": _layer_norm,
-    "InstanceNormalization": _instance,
-    "RMSNormalization": _rms_norm,
-    "Conv": _conv,
-    "MaxPool": pooled(Op.MAX),
-    "AveragePool": pooled(Op.MEAN),
-    "GlobalAveragePool": _global(Op.MEAN),
-    "GlobalMaxPool": _global(Op.MAX),
-    "GRU": _gru,
-    "LSTM": _lstm,
-    **{name: _random for name in ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")},
 }  # fmt: skip
