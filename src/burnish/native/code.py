@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from burnish.graph.node import Node
-from burnish.native.plan import CTYPES, SIZES, Plan, Step, ctype
+from burnish.native.plan import CTYPES, SIZES, Plan, Step, ctype, size
 
 
 @dataclass(frozen=True)
@@ -122,4 +122,4 @@ class Code:
     def padded(self, node: Node) -> bool:
         """Whether whole vectors may be written over the end of the node's row: it lies alone in rows padded to 16 values."""
         place, buffer = self.plan.places[node], self.plan.buffer_of(node)
-        return place.at == 0 and buffer.stride % 16 == 0 and buffer.width > buffer.stride - 16
+        return place.at == 0 and size(node) == buffer.width and buffer.stride % 16 == 0

@@ -167,7 +167,7 @@ def emit(plan: Plan) -> Source:
         f"#define SCRATCH {plan.arena_bytes}",
         f"#define ARENA {arena}",
         f"#define PACK_VERSION {pack.VERSION}",
-        f"static const char SIGNATURE[16] = {{{signature}}};",
+        f"static const signed char SIGNATURE[16] = {{{signature}}};",
         f"static const char DESCRIPTION[] = {json.dumps(json.dumps(describe(plan.graph, plan)))};",
     ]
     model = "\n".join([*code.lines, "".join(sides) + outputs])

@@ -39,7 +39,7 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "avx512": ("x86_64-linux-gnu.2.17", ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mavx2", "-mbmi2")),
     "avx2": ("x86_64-linux-gnu.2.17", ("-mavx2", "-mfma", "-mf16c", "-mbmi2")),
-    "dotprod": ("aarch64-linux-gnu.2.17", ("-march=armv8.2-a+dotprod",)),
+    "dotprod": ("aarch64-linux-gnu.2.17", ("-mcpu=generic+dotprod",)),
     "neon": ("aarch64-linux-gnu.2.17", ()),
 }
 NATIVE_SCALAR = {"x86_64": "x86_64-linux-gnu.2.17", "aarch64": "aarch64-linux-gnu.2.17"}

@@ -7,10 +7,12 @@ have a fixed order: the same bits in any company.
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 
 from burnish.errors import BuildError
+from burnish.graph.node import Node
 from burnish.graph.ops import Op
-from burnish.native.code import Code
+from burnish.native.code import Code, Ref
 from burnish.native.plan import Step, ctype
 
 TEMPLATE = r"""
@@ -147,8 +149,6 @@ def check(step: Step) -> None:
     assert node is not None
     if node.op in (Op.SOFTMAX, Op.LAYERNORM) and node.dtype != "float32":
         raise BuildError(f"the native backend has no {node.op.name} of {node.dtype}: {node!r}. Cast its operand to float32")
-    if node.op in AXES and split(node.inputs[0].shape, node["axes"]) is None:
-        raise BuildError(f"the native backend reduces adjacent axes only, met {node!r} over axes {node['axes']} of {node.inputs[0].shape}")
 
 
 def split(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, int, int] | None:
@@ -179,7 +179,9 @@ def emit(code: Code, step: Step) -> None:
     else:
         axes = node["axes"] if node.op in AXES else (node["axis"],)
         cut = split(value.shape, axes)
-        assert cut is not None
+        if cut is None:
+            _scattered(code, node, x, y)
+            return
         o, n, i = cut
         match node.op:
             case Op.SOFTMAX:
@@ -197,3 +199,28 @@ def emit(code: Code, step: Step) -> None:
                     call = f"reduce_row<{'MIN_OF' if op in (Op.PROD, Op.MIN) else 'MAX_OF'}, {o}, {n}, {i}>"
         call += f"({x.row()}, {y.row()})"
     code.add(f"for (i64 m = 0; m < M; m++) {call};")
+
+
+def _scattered(code: Code, node: Node, x: Ref, y: Ref) -> None:
+    """A reduction over axes that are not adjacent, value by value."""
+    shape, kind = node.inputs[0].shape, ctype(node)
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    kept = [i for i in range(len(shape)) if i not in node["axes"]]
+    gone = [i for i in range(len(shape)) if i in node["axes"]]
+    op = node.op
+    if node.dtype == "bool":
+        op = Op.MIN if op in (Op.PROD, Op.MIN) else Op.MAX
+    first = {Op.SUM: "0", Op.MEAN: "0", Op.PROD: "1"}.get(op, "*at")
+    out = " + ".join(f"i{a} * {math.prod(shape[b] for b in kept if b > a)}" for a in kept) or "0"
+    with ExitStack() as loops:
+        loops.enter_context(code.block("for (i64 m = 0; m < M; m++)"))
+        for a in kept:
+            loops.enter_context(code.block(f"for (i64 i{a} = 0; i{a} < {shape[a]}; i{a}++)"))
+        code.add(f"const {kind} *at = {x.row()}{''.join(f' + i{a} * {strides[a]}' for a in kept)};")
+        code.add(f"{kind} acc = {first};")
+        with ExitStack() as inner:
+            for a in gone:
+                inner.enter_context(code.block(f"for (i64 i{a} = 0; i{a} < {shape[a]}; i{a}++)"))
+            code.add(f"acc = both<{op.name}_OF, {kind}>(acc, at[{' + '.join(f'i{a} * {strides[a]}' for a in gone)}]);")
+        mean = f" / {math.prod(shape[a] for a in gone)}" if op is Op.MEAN else ""
+        code.add(f"({y.row()})[{out}] = acc{mean};")

@@ -207,15 +207,63 @@ INL F v_sign(F x) {
   F one = v_copysign(F{} + 1.f, x);
   return x == 0.f ? x : (x != x ? x : one);
 }
-#define LIBM(name, fn)                                                                                                                 \
-  INL F name(F x) {                                                                                                                    \
-    UNROLL                                                                                                                             \
-    for (int i = 0; i < LANES; i++) x[i] = fn(x[i]);                                                                                   \
-    return x;                                                                                                                          \
+// Sine of |x| plus `quarter` right angles, |x| up to 8192: x less a multiple of pi / 4 in three parts, then one of two polynomials
+INL F sine(F x, I sign, int quarter) {
+  F a = v_abs(x);
+  I j = to<int32_t>(a * 1.27323954473516f); // 4 / pi
+  j = (j + 1) & ~1;
+  F n = to<float>(j), t = a - n * 0.78515625f;
+  t = t - n * 2.4187564849853515625e-4f;
+  t = t - n * 3.77489497744594108e-8f;
+  I turn = (j >> 1) + quarter;
+  F z = t * t;
+  F s = z * -1.9515295891e-4f + 8.3321608736e-3f;
+  s = (s * z - 1.6666654611e-1f) * z * t + t;
+  F c = z * 2.443315711809948e-5f - 1.388731625493765e-3f;
+  c = (c * z + 4.166664568298827e-2f) * (z * z) - 0.5f * z + 1.f;
+  F r = (turn & 1) != 0 ? c : s;
+  return float_of(bits_of(r) ^ ((turn & 2) << 30) ^ sign);
+}
+INL bool any_beyond(F x, float limit) {
+  I beyond = ~(v_abs(x) <= limit);
+  int32_t any = 0;
+  UNROLL
+  for (int i = 0; i < LANES; i++) any |= beyond[i];
+  return any != 0;
+}
+INL F v_sin(F x) {
+  if (__builtin_expect(any_beyond(x, 8192.f), 0)) {
+    for (int i = 0; i < LANES; i++) x[i] = sinf(x[i]);
+    return x;
   }
-LIBM(v_sin, sinf)
-LIBM(v_cos, cosf)
-LIBM(v_erf, erff)
+  return sine(x, bits_of(x) & (int32_t)0x80000000, 0);
+}
+INL F v_cos(F x) {
+  if (__builtin_expect(any_beyond(x, 8192.f), 0)) {
+    for (int i = 0; i < LANES; i++) x[i] = cosf(x[i]);
+    return x;
+  }
+  return sine(x, I{}, 1);
+}
+// |x| < 1: x times a polynomial in x * x; beyond: 1 - exp(-polynomial), both fitted to the least largest error in double precision
+INL F v_erf(F x) {
+  F a = v_abs(x), z = x * x;
+  F p = z * 7.853851275285706e-05f - 0.0008010190795175731f;
+  p = p * z + 0.00518832728266716f;
+  p = p * z - 0.026853810995817184f;
+  p = p * z + 0.1128358542919159f;
+  p = p * z - 0.3761262595653534f;
+  p = p * z + 1.1283791065216064f;
+  F t = a < 4.f ? a : F{} + 4.f;
+  F q = t * -0.00018557555449660867f + 0.0029396223835647106f;
+  q = q * t - 0.021805377677083015f;
+  q = q * t + 0.10303749144077301f;
+  q = q * t + 0.6382255554199219f;
+  q = q * t + 1.127040147781372f;
+  q = q * t + 0.00035369989927858114f;
+  F r = a < 1.f ? p * x : v_copysign(1.f - v_exp(-q), x);
+  return x != x ? x : r;
+}
 INL F v_atan2(F y, F x) {
   UNROLL
   for (int i = 0; i < LANES; i++) x[i] = atan2f(y[i], x[i]);
