@@ -16,7 +16,7 @@ from burnish import recipe as recipes
 from burnish.backends import table as backends
 from burnish.backends.table import Backend, Engine, Program
 from burnish.capture.parity import random_rows
-from burnish.errors import BuildError
+from burnish.errors import BuildError, BurnishError
 from burnish.graph.interpret import interpret, interpret_request
 from burnish.graph.node import Graph
 from burnish.graph.ops import Op
@@ -71,12 +71,18 @@ def compile(
     if host.arch != here.arch or here.lacks(program.cpu_flags):  # built for another machine: only the interpreter can say
         outputs, exact, made_by = expected, False, "interpreter"
     else:
-        engine = tool.open(out, program, graph.inputs, chosen.threads)
         try:
-            outputs = _checked(engine, program, changed, table, expected)
-            exact, made_by = getattr(engine, "exact", False), "engine"
-        finally:
-            engine.close()
+            engine = tool.open(out, program, graph.inputs, chosen.threads)
+            try:
+                outputs = _checked(engine, program, changed, table, expected)
+                exact, made_by = getattr(engine, "exact", False), "engine"
+            finally:
+                engine.close()
+        except BurnishError:
+            raise
+        except Exception as error:  # engines of others raise types of their own
+            told = next(iter(str(error).strip().splitlines()), "no message")
+            raise BuildError(f"{program.backend} cannot run what it built: {type(error).__name__}: {told}") from error
     np.savez(out / GOLDEN, **table, **{f"output:{name}": array for name, array in outputs.items()})  # type: ignore[arg-type]
     manifest = Manifest(
         inputs=graph.inputs,

@@ -45,6 +45,15 @@ def test_a_wrong_engine_is_stopped_at_build_with_the_numbers(monkeypatch):
         burnish.compile(mmoe(2, 3, 2, 2, (3,), (2,)), Recipe(backend="interpreter"))
 
 
+def test_an_engine_that_fails_on_what_it_built_is_one_sentence(monkeypatch):
+    def fail(self, table, n):
+        raise RuntimeError("no kernel for Erf\nat line 3")
+
+    monkeypatch.setattr(InterpreterEngine, "rows", fail)
+    with pytest.raises(BuildError, match=r"^interpreter cannot run what it built: RuntimeError: no kernel for Erf$"):
+        burnish.compile(mmoe(2, 3, 2, 2, (3,), (2,)), Recipe(backend="interpreter"))
+
+
 def test_an_unknown_backend_is_named_with_those_there_are():
     with pytest.raises(BuildError, match=r"^no backend 'tvm'\. Use one of native, onnxruntime, openvino, inductor, eager, interpreter$"):
         backend("tvm")

@@ -153,6 +153,13 @@ def test_an_empty_directory_is_used(graph, tmp_path):
     Artifact.read(tmp_path).verify()
 
 
+def test_an_artifact_can_be_saved_twice(graph, tmp_path):
+    artifact = burnish.compile(graph, SMALL).save(tmp_path / "a")
+    artifact.save(tmp_path / "b").verify()
+    (tmp_path / "b" / "golden.npz").write_bytes(b"damaged")  # in place: the first must not share it
+    Artifact.read(tmp_path / "a").verify()
+
+
 def test_a_directory_with_anything_else_in_it_is_left_alone(saved, graph, tmp_path):
     other = tmp_path / "photos"
     other.mkdir()
@@ -193,6 +200,7 @@ def test_a_save_that_fails_changes_nothing(saved, graph, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(artifacts.os, "link", full)  # no links there, and then no room for a copy
     monkeypatch.setattr(artifacts.shutil, "copyfile", full)
     with pytest.raises(ArtifactError, match=r"^cannot write the artifact at .*: No space left on device\. Nothing was changed there"):
         artifact.save(saved.path)

@@ -9,6 +9,7 @@ import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,8 +79,7 @@ class InductorEngine:
         torch.set_num_threads(threads)  # of the whole process: torch has no other
         self._torch = torch
         # the loader's own run takes and gives flat lists, without the Python that packs and unpacks keyword arguments
-        self._package = torch._inductor.aoti_load_package(str(package))
-        self._run = self._package.loader.run
+        self._run: Any = torch._inductor.aoti_load_package(str(package)).loader.run
         self._inputs = [spec.name for spec in inputs]
         self._outputs = outputs
         self._expand = Expand(inputs)
@@ -94,4 +94,4 @@ class InductorEngine:
         return self.rows(self._expand(request, candidates, n), n)
 
     def close(self) -> None:
-        self._run = self._package = None
+        self._run = None

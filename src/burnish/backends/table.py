@@ -89,4 +89,4 @@ def backend(name: str) -> Backend:
     if name not in BACKENDS:
         raise BuildError(f"no backend {name!r}. Use one of {', '.join(BACKENDS)}")
     module, _, cls = BACKENDS[name].partition(":")
-    return getattr(importlib.import_module(module), cls)()  # type: ignore[no-any-return]
+    return getattr(importlib.import_module(module), cls)()

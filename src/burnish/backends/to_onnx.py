@@ -27,7 +27,7 @@ from onnx import TensorProto, helper
 
 from burnish.errors import BuildError
 from burnish.graph.interpret import constant
-from burnish.graph.node import Graph, Node, input_node, weight
+from burnish.graph.node import Graph, Node, input_node, scalar, weight
 from burnish.graph.ops import Op
 from burnish.graph.rewrite import Rule, rewrite
 
@@ -197,7 +197,7 @@ def _take_in_multiplier(graph: Graph) -> Rule:
                 x, w, scale, bias, *init = linear.inputs
                 parts = [weight(f"{part.op.name}*m", constant(part) * factor) for part in (scale, bias)]
                 scaled = relu.with_inputs((linear.with_inputs((x, w, *parts, *init)),))
-                return node.with_inputs((scaled, weight("1", np.float32(1))))
+                return node.with_inputs((scaled, scalar(1.0)))
         return None
 
     return rule

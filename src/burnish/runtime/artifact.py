@@ -172,7 +172,7 @@ class Artifact:
         try:
             for name in (*self.manifest.files, MANIFEST):
                 (part / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.path / name, part / name)
+                self._put(name, part / name)
             _sync(part)
             part.chmod(0o755)
             if owned:
@@ -187,6 +187,16 @@ class Artifact:
         self.path = to
         self._temporary = None
         return self
+
+    def _put(self, name: str, to: Path) -> None:
+        """A copy of a file; another name for it where it would go away with the temporary directory anyhow, which costs nothing."""
+        if self._temporary is not None:
+            try:
+                os.link(self.path / name, to)
+                return
+            except OSError:  # another file system, or one without links
+                pass
+        shutil.copyfile(self.path / name, to)
 
     def measured(self, **numbers: Any) -> None:
         """Keep measured numbers (JSON types) in the manifest, beside those already there."""

@@ -140,7 +140,7 @@ class _Expected:
             array = np.ascontiguousarray(array)
         if self.slow_ids or (self.limit is not None and (array.view(self.unsigned) >= self.limit).any()):
             return None
-        return array  # type: ignore[no-any-return]
+        return array
 
     def insist(self, array: Any, rows: int, where: str) -> np.ndarray:
         """The array as numpy's, C-contiguous; InputError when it does not fit."""
