@@ -116,8 +116,8 @@ def test_a_reduction_over_both_sides_reduces_the_requests_entries_once(op, keepd
 
 
 def test_rows_repeated_for_a_history_are_multiplied_before_they_are_repeated():
-    before = tidy(din(history=20, width=16, hidden=36))
-    after = factor_request(before)
+    before = din(history=20, width=16, hidden=36)
+    after = factor_request(tidy(before))
     assert_same_function(before, after)
     attention = [v for v in after.order if v.op is Op.LINEAR and v.side == "candidate" and v.shape[-1] == 36]
     assert sorted(v.inputs[0].shape for v in attention) == [(1, 16), (20, 16)]  # the item alone, and item * history

@@ -189,6 +189,21 @@ def test_constant_columns_go_into_the_bias():
     assert node.inputs[0] is x
 
 
+@pytest.mark.parametrize("op", [Op.SUB, Op.ADD])
+def test_the_difference_of_two_parts_is_taken_into_their_columns(op):
+    z = part(x, 0, 3)
+    before = Graph([X, Y], {"out": linear(concat([y, z, Node(op, (z, y))]), 4, 1)})
+    after = tidy(before)
+    assert_same_function(before, after)
+    assert not any(v.op is op for v in after.order)
+    assert next(v for v in after.order if v.op is Op.LINEAR).inputs[1].shape == (4, 6)
+
+
+def test_a_difference_of_something_else_stays_a_part():
+    kept = linear(concat([y, part(x, 0, 3), Node(Op.SUB, (part(x, 3, 6), y))]), 4, 1)
+    assert tidied(kept) is kept
+
+
 def test_a_product_with_a_constant_matrix_is_a_linear():
     node = tidied(Node(Op.MATMUL, (reshape(x, 2, 3), weight("w", np.arange(12, dtype=np.float32).reshape(3, 4)))))
     assert node.op is Op.LINEAR and node.inputs[1]["weight"].array.shape == (4, 3)

@@ -189,13 +189,13 @@ def _align_to(a: np.ndarray, value: Node, node: Node) -> np.ndarray:
 
 def _bag(node: Node, x: Arrays) -> np.ndarray:
     ids = x[1]
-    kept: np.ndarray = np.ones(ids.shape, bool) if node["ignore"] is None else np.not_equal(ids, node["ignore"])
+    kept = np.ones(ids.shape, bool) if node["ignore"] is None else ids != node["ignore"]
     rows = table_rows(node.inputs[0], np.where(kept, ids, 0))  # (..., L, W); an ignored id need not be one of the table's
     if len(x) > 2:
         rows = rows * x[2][..., None]
     if node["mode"] == "max":
         top = np.where(kept[..., None], rows, -np.inf).max(axis=-2)
-        return np.where(kept.any(axis=-1)[..., None], top, 0).astype(rows.dtype)
+        return np.where(kept.any(axis=-1, keepdims=True), top, 0).astype(rows.dtype)
     total = np.where(kept[..., None], rows, 0).sum(axis=-2, dtype=rows.dtype)
     if node["mode"] == "mean":
         total = total / np.maximum(kept.sum(axis=-1), 1)[..., None].astype(rows.dtype)

@@ -181,32 +181,47 @@ def scale_and_shift(value: Node) -> tuple[Node, np.ndarray, np.ndarray] | None:
 
 
 def merge_columns_of_linear(node: Node) -> Node | None:
-    """LINEAR over a CONCAT, each part once and no constants.
+    """LINEAR over a CONCAT, each part once, no constants, and no sums of other parts.
 
     1. LINEAR(CONCAT(a, b, a), W, bias)  ->  LINEAR(CONCAT(a, b), W with the columns of a added up, bias)
     2. LINEAR(CONCAT(a, constant), W, bias)  ->  LINEAR(a, W_a, bias + W_constant constant)
+    3. LINEAR(CONCAT(a, b, a - b), W, bias)  ->  LINEAR(CONCAT(a, b), (W_a + W_difference, W_b - W_difference), bias); a + b likewise
     """
     match node:
         case Node(Op.LINEAR, (Node(Op.CONCAT, parts) as whole, *_)) if whole["axis"] == len(whole.shape) - 1:
-            kept = list(dict.fromkeys(part for part in parts if not (part.op is Op.WEIGHT and len(part.shape) == 1)))
             wb = _weights(node)
-            if wb is None or not kept or len(kept) == len(parts) or any(part.dtype != "float32" for part in parts):
-                return None
         case _:
             return None
+    if wb is None or any(part.dtype != "float32" for part in parts):
+        return None
     w, b = wb
+    present = set(parts)
     columns: dict[Node, np.ndarray] = {}
     at = 0
     for part in parts:
         block = w[:, at : at + part.shape[-1]]
         at += part.shape[-1]
-        if part in kept:
-            columns[part] = columns[part] + block if part in columns else block
-        else:
-            b = b + block @ array_of(part)
-    x = kept[0] if len(kept) == 1 else Node(Op.CONCAT, kept, axis=whole["axis"])
-    after = _with_arrays(node, np.concatenate([columns[part] for part in kept], axis=1), b)
+        constant = array_of(part) if len(part.shape) == 1 else None
+        if constant is not None:
+            b = b + block @ constant
+            continue
+        for term, sign in _terms(part, present):
+            signed = block if sign > 0 else -block
+            columns[term] = columns[term] + signed if term in columns else signed
+    if not columns or len(columns) == len(parts):
+        return None
+    x = next(iter(columns)) if len(columns) == 1 else Node(Op.CONCAT, columns, axis=whole["axis"])
+    after = _with_arrays(node, np.concatenate(list(columns.values()), axis=1), b)
     return Node(Op.LINEAR, (x, *after, *node.inputs[3:]), compute=node["compute"])
+
+
+def _terms(part: Node, present: Container[Node]) -> list[tuple[Node, int]]:
+    """a + b or a - b as (a, 1), (b, 1 or -1), when a and b are present too, repeated to its shape where it broadcasts them."""
+    if part.op in (Op.ADD, Op.SUB):
+        a, b = (v if v.shape == part.shape else Node(Op.EXPAND, (v,), shape=part.shape) for v in part.inputs)
+        if a in present and b in present:
+            return [(a, 1), (b, 1 if part.op is Op.ADD else -1)]
+    return [(part, 1)]
 
 
 def _all(node: Node, value: float) -> bool:
