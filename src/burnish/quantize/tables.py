@@ -12,8 +12,8 @@ from burnish.graph.weights import pack_int4, to_bfloat16
 from burnish.quantize import affine
 
 CHUNK_BYTES = 64 << 20  # of float32 rows widened at a time, so that a mapped table of any size takes this much memory and its result
-INT4_MAX = 7
-SHRINK = np.linspace(1.0, 0.5, 26, dtype=np.float32)  # part of a row's largest magnitude that its int4 range covers
+INT4_MIN, INT4_MAX = -8, 7
+SHRINK = np.linspace(1.0, 0.52, 13, dtype=np.float32)  # parts of a row's largest magnitude that its int4 range may cover
 
 
 def int8_tables(graph: Graph) -> Graph:
@@ -68,8 +68,7 @@ def _int4(table: Node) -> Node:
     packed = np.empty((held.shape[0], held.shape[1] // 2), np.uint8)
     scale = np.empty((held.shape[0], 1), np.float32)
     for rows in _chunks(held.shape):
-        values = np.asarray(held.array[rows])
-        q, scale[rows, 0] = affine.quantize_rows(values, INT4_MAX, _best_row_max(values))
+        q, scale[rows, 0] = int4_rows(np.asarray(held.array[rows]))
         packed[rows] = pack_int4(q)
     return Node(Op.DEQUANTIZE, (weight(f"{held.name}.int4", packed, "int4"), weight(f"{held.name}.scale", scale)))
 
@@ -82,19 +81,28 @@ def _bf16(table: Node) -> Node:
     return Node(Op.CAST, (weight(f"{held.name}.bf16", bits, "bfloat16"),), dtype="float32")
 
 
-def _best_row_max(values: np.ndarray) -> np.ndarray:
-    """(V, W) -> (V,): for each row the largest magnitude to represent that leaves the least squared error in four bits.
+def int4_rows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 (V, W) -> int8 (V, W) in [-8, 7], float32 scale (V,) of either sign: for each row those of the least squared error.
 
-    Greedy search over SHRINK as in post-training 4-bit quantization of embedding tables (Guan et al., 2019, arXiv:1911.02079).
+    The search over SHRINK is that of Guan et al. 2019 (arXiv:1911.02079). A row's largest magnitude becomes -8 or 7, whichever is better: a
+    negative scale lets the longer side of a lopsided row use the extra level.
     """
-    top = np.abs(values).max(axis=1)
-    best, least = top, np.full(len(top), np.inf, np.float32)
-    for part in SHRINK:
-        q, scale = affine.quantize_rows(values, INT4_MAX, top * part)
-        error = ((q * scale[:, None] - values) ** 2).sum(axis=1)
-        best = np.where(error < least, top * part, best)
-        least = np.minimum(error, least)
-    return best
+    top = np.take_along_axis(values, np.abs(values).argmax(axis=1)[:, None], axis=1)  # (V, 1), with its sign
+    best_q, best_scale = np.zeros(values.shape, np.int8), np.ones((len(values), 1), np.float32)
+    least = np.full((len(values), 1), np.inf, np.float32)
+    for level in (INT4_MIN, INT4_MAX):
+        for part in SHRINK:
+            scale = top * part / np.float32(level)
+            scale = np.where(np.abs(scale) < np.finfo(np.float32).tiny, np.float32(1), scale)
+            q = np.clip(np.rint(values / scale), INT4_MIN, INT4_MAX)
+            error = ((q * scale - values) ** 2).sum(axis=1, keepdims=True)
+            better = error < least
+            best_q, best_scale, least = (
+                np.where(better, q, best_q).astype(np.int8),
+                np.where(better, scale, best_scale),
+                np.minimum(error, least),
+            )
+    return best_q, best_scale[:, 0]
 
 
 def _chunks(shape: tuple[int, ...]) -> list[slice]:
