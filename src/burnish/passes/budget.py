@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from burnish.graph.node import Graph
+from burnish.passes.evidence import Judge, Rows, macs
+
 NOTHING = 1e-7  # a loss that rounding alone makes
 ROUNDS = 6  # trials of the whole
+
+Sizes = Mapping[int, int]  # place -> size, of the places that shrink
 
 
 @dataclass(frozen=True)
@@ -18,37 +23,60 @@ class Level:
     loss: float
 
 
-def spend(
-    budget: float, whole: float, levels: Mapping[int, Sequence[Level]], together: Callable[[dict[int, int]], float]
-) -> dict[int, int]:
-    """Place -> size, for the places to shrink; `whole` is what the unchanged model costs.
+def shrink(graph: Graph, judging: Rows, budget: float, places: Sequence[Sequence[int]], made: Callable[[Sizes], Graph]) -> Graph:
+    """Of all `made(sizes)`, a size for some places from the sizes of each, one of least cost whose loss by the Judge is within the budget.
+
+    The sizes of a place are the largest first; they are tried one place alone, down to the first that loses too much.
+    """
+    judge, whole = Judge(graph, judging), macs(graph)
+    levels = {i: _levels(sizes, budget, judge, whole, lambda size, i=i: made({i: size})) for i, sizes in enumerate(places)}  # type: ignore[misc]
+    return made(_spend(budget, whole, levels, lambda sizes: judge.loss(made(sizes))))
+
+
+def _levels(sizes: Sequence[int], budget: float, judge: Judge, whole: float, made: Callable[[int], Graph]) -> list[Level]:
+    """The sizes that are cheaper than the whole and lose no more than the budget."""
+    if not sizes:
+        return []
+    most, least = sizes[0], sizes[-1]
+    high = macs(made(most))
+    slope = (high - macs(made(least))) / (most - least) if most > least else 0.0  # products grow in proportion to any one size
+    found: list[Level] = []
+    for size in sizes:
+        cost = high - slope * (most - size)
+        if cost >= whole:
+            continue
+        level = Level(size, cost, judge.loss(made(size)))
+        if level.loss > budget + NOTHING:
+            break
+        found.append(level)
+    return found
+
+
+def _spend(budget: float, whole: float, levels: Mapping[int, Sequence[Level]], together: Callable[[Sizes], float]) -> dict[int, int]:
+    """The sizes that save most within the budget.
 
     Losses of single places are taken to add up, and the step that saves most for its loss comes first. `together` then measures what was
     chosen; where the sum was wrong, more or less is spent, and the last choice that truly fits is returned.
     """
     best: dict[int, int] = {}
-    least, most = 0.0, None
-    allowed = budget
-    tried: set[tuple[tuple[int, int], ...]] = set()
+    fits: dict[tuple[tuple[int, int], ...], bool] = {(): True}
+    allowed, least, most = budget, 0.0, None  # what the sum may be; the largest that fitted, the smallest that did not
     for _ in range(ROUNDS):
         chosen = _greedy(allowed, whole, levels)
         key = tuple(sorted(chosen.items()))
-        fits = key in tried or not chosen or together(chosen) <= budget + NOTHING
-        tried.add(key) if fits else None
-        if fits:
+        if key not in fits:
+            fits[key] = together(chosen) <= budget + NOTHING
+        if fits[key]:
             best, least = chosen, allowed
-            if most is None and len(chosen) == len(levels) and all(chosen[i] == levels[i][-1].size for i in chosen):
-                break
         else:
             most = allowed
-        allowed = allowed * 2 if most is None else (least + most) / 2
-        if allowed == least:
-            break
+        allowed = 2 * allowed if most is None else (least + most) / 2
     return best
 
 
 def _greedy(allowed: float, whole: float, levels: Mapping[int, Sequence[Level]]) -> dict[int, int]:
-    at: dict[int, Level] = {place: Level(0, whole, 0.0) for place in levels}
+    """The sizes of least cost, step by step, whose losses add up to no more than `allowed`."""
+    at = {place: Level(0, whole, 0.0) for place in levels}
     chosen: dict[int, int] = {}
     spent = 0.0
     while True:

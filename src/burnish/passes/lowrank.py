@@ -17,8 +17,8 @@ from burnish.errors import RecipeError
 from burnish.graph.interpret import constant
 from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import Op
-from burnish.passes.budget import Level, spend
-from burnish.passes.evidence import Judge, Rows, macs, moments, split
+from burnish.passes.budget import shrink
+from burnish.passes.evidence import Rows, macs, moments, split
 
 LEAST = 32  # inputs and outputs of a linear below which two products are no cheaper than one
 WIDEST = 8192  # inputs; above, the covariance alone would take half a gigabyte
@@ -62,19 +62,14 @@ def low_rank(
     """
     fit, judging = split(graph, calibration)
     found = factors(graph, fit, narrowest)
-    whole = macs(graph)
     if rank != "auto" or error != "auto":
         if rank != "auto" and error != "auto":
             raise RecipeError("LowRank has both rank and error. Give one of them")
+        whole = macs(graph)
         ranks = [rank if isinstance(rank, int) else _rank_of(each, float(error)) for each in found]
         return factored(graph, {each: r for each, r in zip(found, ranks) if macs(factored(graph, {each: r})) < whole})
-    judge = Judge(graph, judging)
-    levels = {i: _levels(graph, each, judge, loss, whole) for i, each in enumerate(found)}
-
-    def made(sizes: Mapping[int, int]) -> Graph:
-        return factored(graph, {found[i]: r for i, r in sizes.items()})
-
-    return made(spend(loss, whole, levels, lambda sizes: judge.loss(made(sizes))))
+    ranks_of = [each.ranks() for each in found]
+    return shrink(graph, judging, loss, ranks_of, lambda sizes: factored(graph, {found[i]: r for i, r in sizes.items()}))
 
 
 def factors(graph: Graph, rows: Rows, narrowest: int = LEAST) -> list[Factors]:
@@ -117,21 +112,6 @@ def factored(graph: Graph, ranks: Mapping[Factors, int]) -> Graph:
         return Node(Op.LINEAR, (inner, *up, *init))
 
     return graph.map(change)
-
-
-def _levels(graph: Graph, each: Factors, judge: Judge, budget: float, whole: float) -> list[Level]:
-    """From the largest rank down, as long as the budget allows it."""
-    levels: list[Level] = []
-    for rank in each.ranks():
-        changed = factored(graph, {each: rank})
-        cheaper = macs(changed)
-        if cheaper >= whole:
-            continue
-        level = Level(rank, cheaper, judge.loss(changed))
-        if level.loss > budget + 1e-7:
-            break
-        levels.append(level)
-    return levels
 
 
 def _rank_of(each: Factors, error: float) -> int:

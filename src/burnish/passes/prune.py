@@ -18,14 +18,14 @@ from burnish.errors import RecipeError
 from burnish.graph.interpret import constant
 from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import POINTWISE, REDUCE, Op
-from burnish.passes.budget import Level, spend
-from burnish.passes.evidence import Judge, Moments, Rows, macs, moments, split
+from burnish.passes.budget import Sizes, shrink
+from burnish.passes.evidence import Moments, Rows, moments, split
 from burnish.passes.segments import bounds
 
 LEAST = 32  # neurons of a layer below which nothing is gained
 WIDEST = 8192  # inputs of a linear to be refitted; above, the covariance alone would take half a gigabyte
 RIDGE = 1e-6  # of the mean variance of the neurons: below what float32 resolves
-PARTS = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8)  # of a layer that may remain
+PARTS = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 1 / 16)  # of a layer that may remain
 STEPS = 512  # removals of one layer; a wider one loses several neurons in each
 
 
@@ -51,9 +51,11 @@ class Layer:
 
     @property
     def sizes(self) -> list[int]:
-        """Widths to try, the largest first: multiples of 64 where the layer is wide, else of 16."""
-        unit = 64 if self.width >= 512 else 16
-        tried = {-(-int(self.width * part) // unit) * unit for part in PARTS}
+        """Widths to try, the largest first: multiples of 64 above 128, else of 16."""
+        tried = set()
+        for part in PARTS:
+            unit = 64 if self.width * part > 128 else 16
+            tried.add(-(-int(self.width * part) // unit) * unit)
         return sorted((n for n in tried if n < self.width), reverse=True)
 
 
@@ -71,7 +73,7 @@ def prune(graph: Graph, calibration: Rows, loss: float = 0.0003, keep: float | s
     seen = moments(graph, [reader.node.inputs[0] for layer in found for reader in layer.readers], fit)
     order = {layer: removal(layer, seen) for layer in found}
 
-    def made(sizes: Mapping[int, int]) -> Graph:
+    def made(sizes: Sizes) -> Graph:
         return pruned(graph, {found[i]: np.sort(order[found[i]][-size:]) for i, size in sizes.items()}, seen)
 
     if not isinstance(keep, str):
@@ -79,17 +81,7 @@ def prune(graph: Graph, calibration: Rows, loss: float = 0.0003, keep: float | s
             raise RecipeError(f"Prune has keep {keep}. Use a part of each layer above 0 and at most 1")
         wanted = {i: [n for n in layer.sizes if n >= keep * layer.width] for i, layer in enumerate(found)}
         return made({i: sizes[-1] for i, sizes in wanted.items() if sizes})
-    judge, whole = Judge(graph, judging), macs(graph)
-    levels: dict[int, list[Level]] = {}
-    for i, layer in enumerate(found):
-        levels[i] = []
-        for size in layer.sizes:
-            changed = made({i: size})
-            level = Level(size, macs(changed), judge.loss(changed))
-            if level.loss > loss + 1e-7:
-                break
-            levels[i].append(level)
-    return made(spend(loss, whole, levels, lambda sizes: judge.loss(made(sizes))))
+    return shrink(graph, judging, loss, [layer.sizes for layer in found], made)
 
 
 def layers(graph: Graph, narrowest: int = LEAST) -> list[Layer]:
