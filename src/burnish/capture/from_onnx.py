@@ -17,12 +17,11 @@ from burnish.capture import value as V
 from burnish.capture.aten.call import Ramp
 from burnish.capture.bounds import bounded
 from burnish.capture.calling import inferred, listed
-from burnish.capture.from_torch import AS_IT_CAME, PRIMES
 from burnish.capture.onnx_ops import ONNX
 from burnish.capture.onnx_ops.call import Call
 from burnish.capture.onnx_ops.tensors import bag_loop
 from burnish.capture.parity import check_parity, example_rows, random_rows
-from burnish.capture.value import Ambiguous, Mixes, Unsupported, Value
+from burnish.capture.value import AS_IT_CAME, Ambiguous, AtThisBatch, Mixes, NumberOfRows, Unsupported, Value
 from burnish.errors import CaptureError, GraphError
 from burnish.graph.node import Graph, input_node, weight
 from burnish.graph.ops import Op
@@ -43,17 +42,14 @@ def capture_onnx(path: Path, inputs: Any, *, check: bool = True) -> Graph:
     if model.functions:
         model = InlinePass()(model).model
     specs, examples = _specs(model, inputs, path)
-    failed: CaptureError | None = None
-    for prime in _primes(model, specs)[:2]:
-        try:
-            graph = verify(bounded(_walked(model, specs, prime, path.name)))
-            if check:
-                _check(graph, path, examples)
-            return graph
-        except CaptureError as error:
-            failed = failed or error
-    assert failed is not None
-    raise failed
+
+    def at(prime: int) -> Graph:
+        graph = verify(bounded(_walked(model, specs, prime, path.name)))
+        if check:
+            _check(graph, path, examples)
+        return graph
+
+    return V.first_that_works(_primes(model, specs), at)
 
 
 def _specs(model: ir.Model, inputs: Any, path: Path) -> tuple[tuple[Input, ...], dict[str, np.ndarray] | None]:
@@ -103,7 +99,7 @@ def _fits(spec: Input, value: ir.Value, path: Path) -> None:
 def _primes(model: ir.Model, specs: Sequence[Input]) -> list[int]:
     taken = {int(n) for v in model.graph.initializers.values() if v.const_value is not None for n in v.const_value.shape}  # type: ignore[arg-type]
     taken |= {n for spec in specs for n in spec.shape}
-    return [p for p in PRIMES if not any(n % p == 0 for n in taken if n)]
+    return [p for p in V.PRIMES if not any(n % p == 0 for n in taken if n)]
 
 
 def _walked(model: ir.Model, specs: Sequence[Input], batch: int, file: str) -> Graph:
@@ -172,11 +168,11 @@ def _translated(node: ir.Node, operands: Sequence[Any], call: Call, file: str, e
     try:
         return row(call, operands, attrs)
     except Mixes as error:
-        raise CaptureError(
+        raise AtThisBatch(
             f"{error} at {at} mixes the rows of a batch, so a row has no score of its own. Take it out of the model, {AS_IT_CAME}"
         ) from None
     except Ambiguous:
-        raise CaptureError(
+        raise NumberOfRows(
             f"the number of rows in a batch is used as a number at {at} ({name}), so a row's score depends on its company. "
             f"Take it out of the model, {AS_IT_CAME}"
         ) from None
@@ -187,7 +183,7 @@ def _translated(node: ir.Node, operands: Sequence[Any], call: Call, file: str, e
             ) from None
         raise CaptureError(f"{name} at {at} is {error}, which burnish has no op for. Write it another way, {AS_IT_CAME}") from None
     except (GraphError, TypeError, AttributeError, IndexError, KeyError, ValueError) as error:
-        raise CaptureError(f"burnish does not know this form of {name} at {at} ({error}). Write it another way, {AS_IT_CAME}") from error
+        raise AtThisBatch(f"burnish does not know this form of {name} at {at} ({error}). Write it another way, {AS_IT_CAME}") from error
 
 
 def _as_bag(node: ir.Node, env: Mapping[ir.Value, Any]) -> tuple[Any, ...] | None:

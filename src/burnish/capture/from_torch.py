@@ -25,28 +25,18 @@ from burnish.capture.aten.call import Call, Ramp
 from burnish.capture.bounds import bounded
 from burnish.capture.calling import Form, forms, specs_of
 from burnish.capture.parity import check_parity, example_rows, random_rows
-from burnish.capture.value import Ambiguous, Mixes, Unsupported, Value
+from burnish.capture.value import AS_IT_CAME, Ambiguous, AtThisBatch, Mixes, NumberOfRows, Unsupported, Value
 from burnish.errors import CaptureError, GraphError
 from burnish.graph.node import Graph, input_node, weight
 from burnish.graph.verify import verify
 from burnish.inputs import Input
 
-PRIMES = (10007, 11003, 12007, 13001, 14009, 15013, 16001, 17011)
 COPIED = 64 << 20  # a weight up to this many bytes is copied, so that training the module on does not change the graph
-AS_IT_CAME = 'or serve the model as it came: backend="eager".'
 WHOLE = ("linear.default", "scaled_dot_product_attention.default", "gru.input", "layer_norm.default", "rms_norm.default")
 DTYPES = {
     torch.float32: "float32", torch.float64: "float64", torch.int64: "int64", torch.int32: "int32", torch.bool: "bool",
     torch.int16: "int32", torch.int8: "int32", torch.uint8: "int32",
 }  # fmt: skip
-
-
-class UnknownOp(CaptureError):
-    """An op the table has no row for: another trace would meet it again."""
-
-
-class NumberOfRows(CaptureError):
-    """A number of the program is a multiple of the batch of the trace."""
 
 
 def capture_torch(model: Any, inputs: Any, *, check: bool = True) -> Graph:
@@ -60,37 +50,21 @@ def capture_torch(model: Any, inputs: Any, *, check: bool = True) -> Graph:
     if not isinstance(model, torch.nn.Module):
         raise CaptureError(f"capture takes an nn.Module, an ExportedProgram or a path, met {type(model).__name__}")
     specs, examples = specs_of(model, inputs)
-    failed: CaptureError | None = None
+    failed: Untraceable | None = None
     with _evaluating(model, program):
         for form in forms(model, specs):
-            form = dataclasses.replace(form, lead=lead)
-            primes = _primes(model, specs)
+            caller = Caller(model, dataclasses.replace(form, lead=lead))
+
+            def at(prime: int, caller: Caller = caller) -> Graph:
+                graph = verify(bounded(_translated(caller, prime)))
+                if check:
+                    _check(graph, caller, examples, least)
+                return graph
+
             try:
-                return _capture_as(model, form, primes, examples, check, least)
-            except CaptureError as error:
+                return V.first_that_works(_primes(model, specs), at)
+            except Untraceable as error:  # perhaps forward takes its inputs in another form
                 failed = failed or error
-    assert failed is not None
-    raise failed
-
-
-def _capture_as(
-    model: torch.nn.Module, form: Form, primes: Sequence[int], examples: Mapping[str, np.ndarray] | None, check: bool, least: int
-) -> Graph:
-    """Capture at the first prime; at another where a number may be the number of rows or only happens to be a multiple of the prime."""
-    failed: CaptureError | None = None
-    for prime in primes[:3]:
-        caller = Caller(model, form)
-        try:
-            graph = verify(bounded(_translated(caller, form, prime)))
-            if check:
-                _check(graph, caller, form, examples, least)
-            return graph
-        except (UnknownOp, _Untraceable):
-            raise
-        except CaptureError as error:
-            if failed is not None and not isinstance(error, NumberOfRows):
-                break
-            failed = failed or error
     assert failed is not None
     raise failed
 
@@ -98,7 +72,7 @@ def _capture_as(
 def _primes(model: torch.nn.Module, specs: Sequence[Input]) -> list[int]:
     """Primes that divide no dimension of a weight or an input."""
     taken = {n for t in (*model.parameters(), *model.buffers()) for n in t.shape} | {n for spec in specs for n in spec.shape}
-    return [p for p in PRIMES if not any(n % p == 0 for n in taken if n)]
+    return [p for p in V.PRIMES if not any(n % p == 0 for n in taken if n)]
 
 
 @contextmanager
@@ -165,7 +139,7 @@ def _named(out: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
             yield from _named(v, f"{name}.{key}" if name and key else name or key)
 
 
-class _Untraceable(CaptureError):
+class Untraceable(CaptureError):
     """torch.export gave up."""
 
 
@@ -204,10 +178,10 @@ def _lines_of_functions() -> Iterator[None]:
         tracer._filter_traceback_frames = kept  # type: ignore[method-assign]
 
 
-def _traced(caller: Caller, form: Form, batch: int) -> torch.export.ExportedProgram:
+def _traced(caller: Caller, batch: int) -> torch.export.ExportedProgram:
     """The exported program with functional core ATen ops. The example tensors are never read, so they cost address space only."""
     device = next((t.device for t in (*caller.parameters(), *caller.buffers())), torch.device("cpu"))
-    tensors = tuple(torch.empty((batch, *spec.shape), dtype=getattr(torch, spec.dtype), device=device) for spec in form.inputs)
+    tensors = tuple(torch.empty((batch, *spec.shape), dtype=getattr(torch, spec.dtype), device=device) for spec in caller.form.inputs)
     table = torch.export.default_decompositions()
     for name in WHOLE:
         packet, overload = name.split(".")
@@ -222,15 +196,15 @@ def _traced(caller: Caller, form: Form, batch: int) -> torch.export.ExportedProg
         raise _untraceable(error) from error
 
 
-def _untraceable(error: Exception) -> _Untraceable:
+def _untraceable(error: Exception) -> Untraceable:
     at = _user_frame(traceback.extract_tb(error.__traceback__))
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if "DataDependent" in type(error).__name__ or "data-dependent" in str(error):
-        return _Untraceable(
+        return Untraceable(
             f"the model branches on the values of its inputs, or takes a shape from them, at {at}. "
             f"Compute both and choose with torch.where, or mask over the full length, {AS_IT_CAME}"
         )
-    return _Untraceable(f"the model cannot be traced: {type(error).__name__} at {at}: {text}")
+    return Untraceable(f"the model cannot be traced: {type(error).__name__} at {at}: {text}")
 
 
 def _user_frame(frames: Sequence[traceback.FrameSummary]) -> str:
@@ -249,11 +223,10 @@ def _location(node: torch.fx.Node) -> str:
     return _user_frame(found) if found else "an unknown line"
 
 
-def _translated(caller: Caller, form: Form, batch: int) -> Graph:
-    program = _traced(caller, form, batch)
+def _translated(caller: Caller, batch: int) -> Graph:
+    program = _traced(caller, batch)
     names = list(caller.told.names)
-    walk = _Walk(program, form, batch)
-    values = walk.outputs()
+    values = _Walk(program, caller.form, batch).outputs()
     outputs = {}
     for name, value in zip(names, values):
         if not isinstance(value, Value) or value.rows is None:
@@ -264,7 +237,7 @@ def _translated(caller: Caller, form: Form, batch: int) -> Graph:
         if name in outputs:
             raise CaptureError(f"forward returns two outputs named {name!r}. Give them different names")
         outputs[name] = value.node
-    return Graph(form.inputs, outputs)
+    return Graph(caller.form.inputs, outputs)
 
 
 class _Walk:
@@ -348,7 +321,7 @@ class _Walk:
             return target(*args, **kwargs)
         row = ATEN.get(packet)
         if row is None:
-            raise UnknownOp(
+            raise CaptureError(
                 f"no burnish op for {name} at {_location(node)}. Add a row to graph/ops.py (docs/adding_an_op.md), {AS_IT_CAME}"
             )
         return self._translate(node, name, row, args, kwargs)
@@ -365,7 +338,7 @@ class _Walk:
                 raise Unsupported(f"a {str(first.dtype).removeprefix('torch.')} tensor")
             out = row(Call(dtype, shape, self.batch), *args, **kwargs)
         except Mixes as error:
-            raise CaptureError(
+            raise AtThisBatch(
                 f"{error} at {at} mixes the rows of a batch, so a row has no score of its own. Take it out of forward, {AS_IT_CAME}"
             ) from None
         except Ambiguous:
@@ -401,7 +374,7 @@ def _agree(out: Any, result: Any, name: str, at: str) -> None:
         if isinstance(value, (Value, Ramp)) and isinstance(tensor, torch.Tensor):
             shape = tuple(tensor.shape)
             if all(isinstance(n, int) for n in shape) and value.shape != shape:
-                raise CaptureError(
+                raise AtThisBatch(
                     f"burnish took {name} at {at} for a tensor of shape {value.shape}; it has {shape}. Please report it, {AS_IT_CAME}"
                 )
             if isinstance(value, Value) and value.rows is not None:
@@ -433,11 +406,11 @@ def _batch_range(program: torch.export.ExportedProgram) -> int:
     return max([1, *lows])
 
 
-def _check(graph: Graph, caller: Caller, form: Form, examples: Mapping[str, np.ndarray] | None, least: int) -> None:
+def _check(graph: Graph, caller: Caller, examples: Mapping[str, np.ndarray] | None, least: int) -> None:
     def run(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         device = next((t.device for t in (*caller.parameters(), *caller.buffers())), torch.device("cpu"))
         try:
-            out = caller(*(torch.from_numpy(np.ascontiguousarray(table[spec.name])).to(device) for spec in form.inputs))
+            out = caller(*(torch.from_numpy(np.ascontiguousarray(table[spec.name])).to(device) for spec in caller.form.inputs))
         except Exception as error:  # the model's own code may raise anything
             text = next((line for line in str(error).splitlines() if line.strip()), "no message")
             at = _user_frame(traceback.extract_tb(error.__traceback__))
@@ -449,5 +422,5 @@ def _check(graph: Graph, caller: Caller, form: Form, examples: Mapping[str, np.n
         return {name: tensor.cpu().numpy() for name, tensor in zip(caller.told.names, out)}
 
     batches = [n for n in (1, 2, 37, 128) if n >= least]
-    rows = example_rows(examples, batches[-1]) if examples else random_rows(form.inputs if not graph.inputs else graph.inputs, batches[-1])
+    rows = example_rows(examples, batches[-1]) if examples else random_rows(graph.inputs, batches[-1])
     check_parity(graph, run, rows, batches)

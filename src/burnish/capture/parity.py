@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from burnish.capture.value import AtThisBatch
 from burnish.errors import BurnishError, CaptureError
 from burnish.graph.interpret import interpret
 from burnish.graph.node import Graph
@@ -63,7 +64,7 @@ def check_parity(graph: Graph, model: Callable[[Table], Mapping[str, np.ndarray]
         try:
             got = interpret(graph, table)
         except (BurnishError, ValueError, IndexError) as error:
-            raise CaptureError(f"the captured graph does not compute at batch {n}: {error}") from error
+            raise AtThisBatch(f"the captured graph does not compute at batch {n}: {error}") from error
         for name, expected in want.items():
             found = got[name]
             if found.shape != expected.shape and not (n == 1 and found.size == expected.size):
@@ -72,18 +73,18 @@ def check_parity(graph: Graph, model: Callable[[Table], Mapping[str, np.ndarray]
                 )
             off = difference(expected, found.reshape(expected.shape))
             if off > TOLERANCE:
-                raise CaptureError(_why(name, n, off, model, rows))
+                raise _why(name, n, off, model, rows)
 
 
-def _why(name: str, n: int, off: float, model: Callable[[Table], Mapping[str, np.ndarray]], rows: Table) -> str:
+def _why(name: str, n: int, off: float, model: Callable[[Table], Mapping[str, np.ndarray]], rows: Table) -> CaptureError:
     """The model's own rows tell whether it mixes them; else the graph is wrong."""
     few, more = (model({key: array[:m] for key, array in rows.items()})[name] for m in (2, 3))
     if difference(few, more[:2]) > TOLERANCE:
-        return (
+        return CaptureError(
             f"output {name!r} of the same rows differs between a batch of 2 and one of 3: the model mixes the rows of a batch, "
             'so a row has no score of its own. Take that out of forward, or serve the model as it came: backend="eager".'
         )
-    return (
+    return AtThisBatch(
         f"output {name!r} of the captured graph differs from the model's by {off:.2g} of its largest magnitude at batch {n} "
         f'(allowed {TOLERANCE:g}). Please report it; until then serve the model as it came: backend="eager".'
     )

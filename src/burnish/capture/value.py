@@ -14,13 +14,14 @@ A constant may carry rows too (`zeros(batch, 5)`): all its rows are equal, and t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from burnish.errors import CaptureError
 from burnish.graph.interpret import constant
-from burnish.graph.node import Node, scalar, weight
+from burnish.graph.node import Graph, Node, scalar, weight
 from burnish.graph.ops import Op, broadcast
 
 Shape = tuple[int, ...]
@@ -36,6 +37,32 @@ class Unsupported(Exception):
 
 class Ambiguous(Exception):
     """A number of the program is a multiple of the batch: either it is the number of rows, or it happens to be. Trace at another prime."""
+
+
+AS_IT_CAME = 'or serve the model as it came: backend="eager".'  # how every refusal ends
+PRIMES = (10007, 11003, 12007, 13001, 14009, 15013, 16001, 17011)
+
+
+class AtThisBatch(CaptureError):
+    """A refusal that may be owed to the batch of the trace: a size of the model could be a multiple of it. Another prime decides."""
+
+
+class NumberOfRows(AtThisBatch):
+    """A number of the program is a multiple of the batch of the trace."""
+
+
+def first_that_works(primes: Sequence[int], capture_at: Callable[[int], Graph]) -> Graph:
+    """`capture_at` of the first prime; of another where the refusal may be owed to the prime. The first refusal is raised in the end."""
+    failed: CaptureError | None = None
+    for prime in primes[:3]:
+        try:
+            return capture_at(prime)
+        except AtThisBatch as error:
+            if failed is not None and not isinstance(error, NumberOfRows):
+                break
+            failed = failed or error
+    assert failed is not None
+    raise failed
 
 
 @dataclass(frozen=True)
