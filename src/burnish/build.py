@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,15 @@ def compile(
     host: Host | None = None,
     threads: int | None = None,
     source: Any = None,
+    apply: Callable[[Graph, recipes.Recipe, Mapping[str, np.ndarray] | None], Graph] = recipes.apply,
 ) -> Artifact:
     """An artifact that computes `graph` by `recipe`; it lives in a temporary directory until its `save`.
 
     `recipe`: the name of one, a Recipe, or the path of one. `calibration`: rows, input name -> (N, *shape), for steps that need them; the
     golden rows are taken from them too. `backend`, `threads`: instead of the recipe's own (native, 1, unless it says otherwise).
     `host`: the machine to build for, this one by default. `source`: the model as it came ("file.py:function", a path, or the module);
-    the backend "eager" runs that, and no other needs it.
+    the backend "eager" runs that, and no other needs it. `apply`: what applies the recipe, where a caller keeps the graphs of steps that
+    several recipes share.
 
     RecipeError when a step does not apply; BuildError when the backend cannot express the graph, is not installed, or computes something
     else than the interpreter does.
@@ -61,7 +63,7 @@ def compile(
     host = host or here
     if calibration is not None:
         rows_of(graph.inputs, calibration)
-    changed = recipes.apply(graph, chosen, calibration)
+    changed = apply(graph, chosen, calibration)
     temporary = tempfile.TemporaryDirectory(prefix="burnish-")
     out = Path(temporary.name)
     program = tool.build(changed, host, out, chosen.threads)
