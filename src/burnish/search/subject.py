@@ -4,10 +4,12 @@ needs."""
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from burnish.errors import JobError
@@ -20,7 +22,7 @@ from burnish.runtime.scorer import Scorer
 
 if TYPE_CHECKING:
     from burnish.graph.node import Graph
-    from burnish.recipe import Recipe
+    from burnish.recipe import Recipe, Step
 
 CALIBRATION_ROWS = 20_000
 TRAFFIC_CALLS = 256
@@ -32,6 +34,7 @@ class Subject:
 
     def __init__(self, job: Job, work: Path, model: Any) -> None:
         self.job, self.work, self.model = job, work, model
+        self._calibrated: dict[tuple[Step, ...], Graph] = {}
 
     @cached_property
     def graph(self) -> Graph:
@@ -104,7 +107,18 @@ class Subject:
         path = self.work / name
         if (path / "manifest.json").exists():
             return Artifact.read(path)
-        return burnish.compile(self.graph, recipe, self.calibration, source=self.job.source).save(path)
+        return burnish.compile(self.graph, recipe, self.calibration, source=self.job.source, apply=self._apply).save(path)
+
+    def _apply(self, graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | None) -> Graph:
+        """`recipe.apply`, with the graphs that calibration made kept: the int8 recipes begin alike, and calibrating takes longest. What
+        follows (narrow tables, which are large) is done again for each."""
+        from burnish.recipe import apply
+
+        kept = max((i + 1 for i, step in enumerate(recipe.steps) if step.needs_rows), default=0)
+        first, rest = recipe.steps[:kept], recipe.steps[kept:]
+        if first and first not in self._calibrated:
+            self._calibrated[first] = apply(graph, msgspec.structs.replace(recipe, steps=first), calibration)
+        return apply(self._calibrated[first] if first else graph, msgspec.structs.replace(recipe, steps=rest), calibration)
 
     def score(self, scorer: Scorer, rows: int, start: int = 0) -> np.ndarray:
         """Scores of the validation rows from `start` to `rows`, of the output that the label judges."""
