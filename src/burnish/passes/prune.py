@@ -88,48 +88,35 @@ def layers(graph: Graph, narrowest: int = LEAST) -> list[Layer]:
     """The linears whose neurons reach nothing but linears, each neuron alone.
 
     Between may stand pointwise ops with constants or with other values of the same neurons, reductions over other axes, and concatenations
-    of neurons. Left alone: a neuron that is an output or that meets anything else, and a linear with an init.
+    with other things. Left alone: a neuron that is an output or that meets anything else, and a linear with an init.
     """
-    users = graph.users()
-    outputs = {node for _, node in graph.outputs}
     found = []
-    for node in graph.order:
+    for i, node in enumerate(graph.order):
         plain = node.op is Op.LINEAR and node.side != "constant" and len(node.inputs) == 3 and node["compute"] == "float32"
         if plain and node.shape[-1] >= narrowest:
-            layer = _layer(node, users, outputs)
+            layer = _layer(node, graph.order[i + 1 :], {value for _, value in graph.outputs})
             if layer is not None:
                 found.append(layer)
     return found
 
 
-def _layer(node: Node, users: Mapping[Node, Sequence[Node]], outputs: set[Node]) -> Layer | None:
-    width = node.shape[-1]
+def _layer(node: Node, after: Sequence[Node], outputs: set[Node]) -> Layer | None:
     alone = {node}  # values (..., width) whose entry i depends on neuron i only
-    joined: dict[Node, tuple[int, ...]] = {}  # concatenations of them: where the neurons begin
+    joined: dict[Node, int] = {}  # concatenations of one of them with other things: where it begins
     readers: list[Reader] = []
-    waiting = [node]
-    while waiting:
-        value = waiting.pop(0)
-        if value in outputs:
+    for user in after:
+        met = [v for v in user.inputs if v in alone or v in joined]
+        if not met:
+            continue
+        if user.op is Op.LINEAR and user["compute"] == "float32" and met == [user.inputs[0]] and user.inputs[1].shape[1] <= WIDEST:
+            readers.append(Reader(user, joined.get(met[0], 0)))
+        elif all(v in alone for v in met) and _each_alone(user, alone, node.shape[-1]):
+            alone.add(user)
+        elif user.op is Op.CONCAT and user["axis"] == len(user.shape) - 1 and len(met) == 1 and met[0] in alone:
+            joined[user] = bounds(user.inputs, user["axis"])[user.inputs.index(met[0])][0]
+        else:
             return None
-        for user in dict.fromkeys(users[value]):
-            if user in alone or user in joined:
-                continue
-            if user.op is Op.LINEAR and user.inputs[0] is value and user.inputs.count(value) == 1:
-                if user["compute"] != "float32" or user.inputs[1].shape[1] > WIDEST:
-                    return None
-                readers.extend(Reader(user, start) for start in joined.get(value, (0,)))
-            elif value in alone and _each_alone(user, alone, width):
-                alone.add(user)
-                waiting.append(user)
-            elif value in alone and user.op is Op.CONCAT and user["axis"] == len(user.shape) - 1:
-                spans = zip(user.inputs, bounds(user.inputs, user["axis"]))
-                joined[user] = tuple(start for part, (start, _) in spans if part is value)
-                waiting.append(user)
-            else:
-                return None
-    met = [part for concat in joined for part in concat.inputs if part in alone]
-    if not readers or len(met) != sum(map(len, joined.values())):  # a concatenation of two different values of the same neurons
+    if not readers or outputs & {*alone, *joined}:
         return None
     return Layer(node, frozenset((*alone, *joined)), tuple(readers))
 
