@@ -182,6 +182,20 @@ def test_a_quantized_init_of_the_request_goes_along():
     assert np.array_equal(interpret(before, table)["y"], interpret(factor_request(before), table)["y"])
 
 
+def test_in_integers_too_rows_repeated_for_a_history_are_multiplied_before_they_are_repeated():
+    past, item = Input("past", shape=(6, 8), side="request"), Input("item", shape=(8,))
+    h, t = input_node(past), input_node(item)
+    for one in (t, reshape(t, 1, 8)):
+        met = concat([Node(Op.EXPAND, (one,), shape=(6, 8)), h, Node(Op.MUL, (one, h))], axis=1)
+        before = Graph([past, item], {"y": quantized(met, 16, scalar(30.0), 119, Weights(3))})
+        after = factor_request(before)
+        table = rows(before, 20)
+        assert np.array_equal(interpret(before, table)["y"], interpret(after, table)["y"])
+        beside = interpret_request(after, *as_request(after, table))["y"]
+        assert np.array_equal(interpret(before, one_request(before, table))["y"], beside)
+        assert products(after) == 6 * 8 * 16 + 8 * 16
+
+
 def test_only_the_requests_side_is_factored_out_never_the_candidates():
     after = factor_request(tidy(dcn_v2(request=0.0)))
     assert {v.side for v in after.order if v.op is not Op.WEIGHT} == {"candidate"}

@@ -52,19 +52,15 @@ def split_linear(node: Node) -> Node | None:
         return None
 
     def product(kind: str, bias: Node, *start: Node) -> Node:
-        parts = [part.inputs[0] if kind == "repeated" else part for part in kinds[kind]]
+        parts = [_once(part) if kind == "repeated" else part for part in kinds[kind]]
         block = np.concatenate([terms[part] for part in kinds[kind]], axis=1)
         name = f"{w['weight'].name}.{kind}"
         return Node(Op.LINEAR, (concat(parts, len(parts[0].shape) - 1), weight(name, block), bias, *start), compute=node["compute"])
 
     none = weight("0", np.zeros(b.shape, np.float32))
-    starts = []
-    if kinds["request"]:
-        starts.append(product("request", none, *init))
-    else:
-        starts.extend(init)
+    starts = [product("request", none, *init)] if kinds["request"] else init
     if kinds["repeated"]:
-        starts.append(product("repeated", none))
+        starts = [*starts, product("repeated", none)]
     start = starts[0] if len(starts) == 1 else Node(Op.ADD, (starts[0], starts[1]))
     if kinds["candidate"]:
         return product("candidate", b, start)
@@ -96,18 +92,24 @@ def _spread(part: Node, whole: Node) -> Node:
 
 
 def _kind(part: Node) -> str:
-    """request; repeated (EXPAND of fewer rows of the same width); or candidate."""
+    """request; repeated, one row for many; or candidate."""
     if part.side != "candidate":
         return "request"
-    if part.op is Op.EXPAND and part.inputs[0].shape[-1:] == part.shape[-1:] and part.dtype == "float32":
-        return "repeated"
-    return "candidate"
+    repeats = part.op is Op.EXPAND and part.dtype == "float32" and math.prod(part.inputs[0].shape) == part.shape[-1] > 1
+    return "repeated" if repeats and part.inputs[0].shape[-1] == part.shape[-1] else "candidate"
+
+
+def _once(repeated: Node) -> Node:
+    """The row (1, ..., K) that EXPAND repeats."""
+    return Node(Op.RESHAPE, repeated.inputs, shape=(*(1 for _ in repeated.shape[:-1]), repeated.shape[-1]))
 
 
 def split_quantized_linear(node: Node) -> Node | None:
     """QLINEAR(CONCAT(r, c), W, s, b)  ->  QLINEAR(c, W_c, s, b, init=QDOT(r, W_r)), and QDOT likewise; exact to the bit.
 
-    r and c are QUANTIZE of the parts, each with its own columns of the multiplier.
+    1. r and c are QUANTIZE of the parts, each with its own columns of the multiplier.
+    2. Parts that are one row for many, EXPAND(t), are multiplied before they are repeated: init=QDOT(r, W_r) + QDOT(t, W_t).
+    Left alone: an init of the candidate's side; fewer than 8 columns that could go; nothing but such columns.
     """
     if node.op not in (Op.QLINEAR, Op.QDOT):
         return None
@@ -115,13 +117,22 @@ def split_quantized_linear(node: Node) -> Node | None:
     affine, init = (rest[:2], rest[2:]) if node.op is Op.QLINEAR else ([], rest)
     if any(value.side == "candidate" for value in init) or w.op is not Op.WEIGHT:
         return None
-    split = _split_columns(x)
-    if split is None or not _saves(split[0], w):
+    kinds = _kinds_of_columns(x)
+    leaving = sum(len(columns) for kind, (_, columns) in kinds.items() if kind != "candidate")
+    if "candidate" not in kinds or leaving < LEAST_COLUMNS or leaving * w.shape[0] < LEAST_PRODUCTS:
         return None
-    (request, request_columns), (candidate, candidate_columns) = split
     zero_point = node["zero_point"]
-    once = Node(Op.QDOT, (request, columns_of(w, request_columns, "request"), *init), zero_point=zero_point)
-    return Node(node.op, (candidate, columns_of(w, candidate_columns, "candidate"), *affine, once), zero_point=zero_point)
+
+    def product(kind: str, *start: Node) -> Node:
+        part, columns = kinds[kind]
+        return Node(Op.QDOT, (part, columns_of(w, columns, kind), *start), zero_point=zero_point)
+
+    starts = [product("request", *init)] if "request" in kinds else init
+    if "repeated" in kinds:
+        starts = [*starts, product("repeated")]
+    start = starts[0] if len(starts) == 1 else Node(Op.ADD, (starts[0], starts[1]))
+    candidate, columns = kinds["candidate"]
+    return Node(node.op, (candidate, columns_of(w, columns, "candidate"), *affine, start), zero_point=zero_point)
 
 
 def split_fields(node: Node) -> Node | None:
@@ -214,21 +225,25 @@ def columns_of(w: Node, columns: list[int], name: str) -> Node:
     return weight(f"{held.name}.{name}", held.array[:, columns], held.dtype)
 
 
-def _split_columns(x: Node) -> tuple[tuple[Node, list[int]], tuple[Node, list[int]]] | None:
-    """The request's parts of x (..., K) concatenated, with their columns of K, and the candidate's; below a QUANTIZE, quantized whole."""
+def _kinds_of_columns(x: Node) -> dict[str, tuple[Node, list[int]]]:
+    """The parts of x (..., K) of each kind concatenated, with their columns of K; below a QUANTIZE, quantized whole."""
     axis = len(x.shape) - 1
     if x.op is Op.QUANTIZE:
-        split = _split_columns(x.inputs[0])
-        return None if split is None else (_quantize(x, *split[0]), _quantize(x, *split[1]))
-    parts = segments(x, axis)
-    if parts is None:
-        return None
-    where = bounds(parts, axis)
-    sides = []
-    for of_candidate in (False, True):
-        own = [i for i, part in enumerate(parts) if (part.side == "candidate") is of_candidate]
-        sides.append((concat([parts[i] for i in own], axis), [k for i in own for k in range(*where[i])]))
-    return sides[0], sides[1]
+        return {kind: _quantize(x, part, columns) for kind, (part, columns) in _kinds_of_columns(x.inputs[0]).items()}
+    found: dict[str, tuple[list[Node], list[int]]] = {}
+    parts = x.inputs if x.op is Op.CONCAT and x["axis"] == axis and x.side == "candidate" else (x,)
+    parts = segments(x, axis) or parts
+    for part, (start, _) in zip(parts, bounds(parts, axis)):
+        for inner, (a, b) in zip(_parts(part, axis), bounds(_parts(part, axis), axis)):
+            kind = _kind(inner)
+            nodes, columns = found.setdefault(kind, ([], []))
+            nodes.append(_once(inner) if kind == "repeated" else inner)
+            columns.extend(range(start + a, start + b))
+    return {kind: (concat(nodes, len(nodes[0].shape) - 1), columns) for kind, (nodes, columns) in found.items()}
+
+
+def _parts(x: Node, axis: int) -> tuple[Node, ...]:
+    return x.inputs if x.op is Op.CONCAT and x["axis"] == axis else (x,)
 
 
 def _quantize(whole: Node, part: Node, columns: list[int]) -> tuple[Node, list[int]]:
@@ -237,8 +252,3 @@ def _quantize(whole: Node, part: Node, columns: list[int]) -> tuple[Node, list[i
     if multiplier.shape and multiplier.shape[-1] > 1:
         multiplier = Node(Op.TAKE, (multiplier,), axis=len(multiplier.shape) - 1, indices=columns)
     return whole.with_inputs((part, multiplier)), columns
-
-
-def _saves(request: tuple[Node, list[int]], w: Node) -> bool:
-    columns = len(request[1])
-    return columns >= LEAST_COLUMNS and columns * w.shape[0] >= LEAST_PRODUCTS
