@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from burnish.capture import value as V
 from burnish.capture.value import Mixes, Unsupported, Value
 from burnish.graph.node import Node, weight
 from burnish.graph.ops import FLOATS, Op
+
+T = TypeVar("T")
 
 
 def like(x: Value, number: float | int | bool) -> Value:
@@ -309,12 +312,17 @@ def windows(x: Value, size: Sequence[int], stride: Sequence[int], dilation: Sequ
     return x
 
 
+def _each(setting: Sequence[T], dims: int) -> list[T]:
+    """One setting for all dimensions, or one for each."""
+    return list(setting) * dims if len(setting) == 1 else list(setting)
+
+
 def convolution(
     x: Value, w: Value, b: Value | None, stride: Sequence[int], padding: Sequence[tuple[int, int]], dilation: Sequence[int], groups: int
 ) -> Value:
     """(rows, C, *space), (O, C / groups, *k) -> (rows, O, *space'): windows as the rows of a linear."""
     n = len(w.shape) - 2
-    stride, padding, dilation = (list(v) * n if len(v) == 1 else v for v in (stride, padding, dilation))
+    stride, padding, dilation = _each(stride, n), _each(padding, n), _each(dilation, n)
     x = pad(x, [(0, 0), (0, 0), *padding])
     x = windows(x, w.shape[2:], stride, dilation)  # (rows, C, O1, k1, O2, k2, ...)
     outs = [2 + 2 * i for i in range(n)]
@@ -353,7 +361,7 @@ def pool(
 ) -> Value:
     """MAX or MEAN of the windows of the last len(size) dimensions."""
     n = len(size)
-    stride, padding, dilation = (list(v) * n if len(v) == 1 else v for v in (stride or size, padding, dilation))
+    stride, padding, dilation = _each(stride or size, n), _each(padding, n), _each(dilation, n)
     x = pad(x, [(0, 0)] * (len(x.shape) - n) + list(padding), fill)
     lead = len(x.shape) - n
     x = windows(x, size, stride, dilation)

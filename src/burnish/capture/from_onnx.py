@@ -190,14 +190,14 @@ def _as_bag(node: ir.Node, env: Mapping[ir.Value, Any]) -> tuple[Any, ...] | Non
     """The results of a Loop that is an EmbeddingBag as torch exports it without padding; None for any other Loop."""
     inside = list(_nodes_of(node.attributes["body"].as_graph()))
     ops = [n.op_type for n in inside]
-    read = [env.get(n.inputs[0]) for n in inside if n.op_type == "Slice"]
+    read = [env.get(v) for v in (n.inputs[0] for n in inside if n.op_type == "Slice") if v is not None]
     offsets = {id(v): v for v in read if isinstance(v, Ramp)}
     data = {id(v): v for v in read if isinstance(v, Value) and v.rows == 0}
     reduce = next((op for name, op in REDUCE.items() if name in ops), None)
     if "Loop" in ops or ops.count("SequenceInsert") != 1 or len(offsets) != 1 or len(data) != 1 or reduce is None:
         return None
     bag = bag_loop(next(iter(data.values())), next(iter(offsets.values())), reduce)
-    return tuple([bag] if isinstance(env.get(v), list) else None for v in node.inputs[2:])
+    return tuple([bag] if v is not None and isinstance(env.get(v), list) else None for v in node.inputs[2:])
 
 
 REDUCE = {"ReduceMean": Op.MEAN, "ReduceMax": Op.MAX, "ReduceSum": Op.SUM}  # a mean divides a sum in one branch, so it is looked for first

@@ -164,18 +164,18 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _lines_of_functions() -> Iterator[None]:
     """Traced nodes remember the innermost line of the user's code; torch.export by itself keeps only those in methods named forward."""
-    tracer = PythonKeyTracer
+    tracer: Any = PythonKeyTracer
     kept = tracer._filter_traceback_frames
 
-    def frames(self: PythonKeyTracer, summary: traceback.StackSummary) -> traceback.StackSummary:
+    def frames(self: Any, summary: traceback.StackSummary) -> traceback.StackSummary:
         self._record_forward_stack_traces_only = False
         return kept(self, summary)
 
-    tracer._filter_traceback_frames = frames  # type: ignore[method-assign]
+    tracer._filter_traceback_frames = frames
     try:
         yield
     finally:
-        tracer._filter_traceback_frames = kept  # type: ignore[method-assign]
+        tracer._filter_traceback_frames = kept
 
 
 def _traced(caller: Caller, batch: int) -> torch.export.ExportedProgram:
@@ -317,7 +317,7 @@ class _Walk:
             return None
         if packet in ("sym_size", "sym_numel"):
             return args[0].shape[args[1]] if packet == "sym_size" else int(np.prod(args[0].shape))
-        if not packet and getattr(target, "__module__", "") in ("_operator", "math"):  # arithmetic on sizes
+        if not packet and callable(target) and getattr(target, "__module__", "") in ("_operator", "math"):  # arithmetic on sizes
             return target(*args, **kwargs)
         row = ATEN.get(packet)
         if row is None:
@@ -330,12 +330,13 @@ class _Walk:
         kwargs = {k: v for k, v in kwargs.items() if k not in ("dtype", "device", "layout", "pin_memory", "memory_format", "non_blocking")}
         result = node.meta.get("val")
         first = result[0] if isinstance(result, (tuple, list)) and result else result
-        dtype = DTYPES.get(getattr(first, "dtype", None), "float32")
-        shape = tuple(first.shape) if isinstance(first, torch.Tensor) else ()
+        made = first if isinstance(first, torch.Tensor) else None
+        dtype = "float32" if made is None else DTYPES.get(made.dtype, "float32")
+        shape = () if made is None else tuple(made.shape)
         at = _location(node)
         try:
-            if isinstance(first, torch.Tensor) and first.dtype not in DTYPES:
-                raise Unsupported(f"a {str(first.dtype).removeprefix('torch.')} tensor")
+            if made is not None and made.dtype not in DTYPES:
+                raise Unsupported(f"a {str(made.dtype).removeprefix('torch.')} tensor")
             out = row(Call(dtype, shape, self.batch), *args, **kwargs)
         except Mixes as error:
             raise AtThisBatch(
@@ -401,7 +402,8 @@ def _batch_range(program: torch.export.ExportedProgram) -> int:
                 f"the program was exported for batches of exactly {v.shape[0]} rows. Export it again with a free batch: "
                 'dynamic_shapes={"input": {0: torch.export.Dim("batch")}} for each input'
             )
-    symbols = {v.shape[0].node.expr for v in tensors}
+    sizes: list[Any] = [v.shape[0] for v in tensors]
+    symbols = {size.node.expr for size in sizes}
     lows = [int(r.lower) for s, r in program.range_constraints.items() if s in symbols]
     return max([1, *lows])
 

@@ -136,11 +136,11 @@ def index_put(call: Call, x: Value, indices: Sequence[Operand], values: Value, a
     if any(isinstance(indices[d], Ramp) for d in used):
         if used != [0, 1] or not isinstance(indices[0], Ramp) or accumulate or len(indices[1].shape) != 1 or x.rows != 0:
             raise Unsupported("a write to places that depend on the inputs, in this form")
-        at = C.one_hot(indices[1], x.shape[1], "bool")
+        hit = C.one_hot(indices[1], x.shape[1], "bool")
         tail = len(x.shape) - 2
-        at = V.reshape(at, (*at.shape, *(1,) * tail))
+        hit = V.reshape(hit, (*hit.shape, *(1,) * tail))
         values = V.unsqueeze(values, 1) if len(values.shape) > tail else values
-        return C.where(at, V.cast(values, x.dtype), x)
+        return C.where(hit, V.cast(values, x.dtype), x)
     if not all(indices[d].is_constant and indices[d].rows is None for d in used):
         raise Unsupported("a write to places that depend on the inputs")
     for d in used:

@@ -214,7 +214,7 @@ def _pad(call: Call, x: Operands, attrs: Attrs) -> Value:
     return C.pad(x[0], pairs, fill)
 
 
-def _concat(call: Call, x: Operands, attrs: Attrs) -> Value | Columns:
+def _concat(call: Call, x: Operands, attrs: Attrs) -> Value | Ramp | Columns:
     if any(isinstance(v, Ramp) for v in x) and all(v.shape[-1] == 1 for v in x) and attrs["axis"] in (-1, len(x[0].shape) - 1):
         return Columns(tuple(Ramp(v.start, v.step, v.shape[:-1]) if isinstance(v, Ramp) else V.squeeze(v, [-1]) for v in x))
     if len(x) == 2 and isinstance(x[0], Ramp) and isinstance(x[1], Value) and math.prod(x[1].shape) == 1:
@@ -399,7 +399,7 @@ TENSORS: dict[str, Row] = {
     "Pad": _pad,
     "Trilu": _trilu,
     "OneHot": _one_hot,
-    "EyeLike": lambda call, x, attrs: V.of(np.eye(*x[0].shape, k=attrs.get("k", 0), dtype=x[0].dtype), "eye"),
+    "EyeLike": lambda call, x, attrs: V.of(np.eye(x[0].shape[0], x[0].shape[1], attrs.get("k", 0), x[0].dtype), "eye"),
     # along axes
     "ReduceSum": reduced(Op.SUM, "a sum"),
     "ReduceMean": reduced(Op.MEAN, "a mean"),
