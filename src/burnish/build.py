@@ -35,15 +35,13 @@ def compile(
     host: Host | None = None,
     threads: int | None = None,
     source: Any = None,
-    apply: Callable[[Graph, recipes.Recipe, Mapping[str, np.ndarray] | None], Graph] = recipes.apply,
 ) -> Artifact:
     """An artifact that computes `graph` by `recipe`; it lives in a temporary directory until its `save`.
 
     `recipe`: the name of one, a Recipe, or the path of one. `calibration`: rows, input name -> (N, *shape), for steps that need them; the
     golden rows are taken from them too. `backend`, `threads`: instead of the recipe's own (native, 1, unless it says otherwise).
     `host`: the machine to build for, this one by default. `source`: the model as it came ("file.py:function", a path, or the module);
-    the backend "eager" runs that, and no other needs it. `apply`: what applies the recipe, where a caller keeps the graphs of steps that
-    several recipes share.
+    the backend "eager" runs that, and no other needs it.
 
     RecipeError when a step does not apply; BuildError when the backend cannot express the graph, is not installed, or computes something
     else than the interpreter does.
@@ -51,6 +49,18 @@ def compile(
     chosen = recipes.recipe(recipe, backend)
     if threads is not None:
         chosen = msgspec.structs.replace(chosen, threads=threads)
+    return build(graph, chosen, calibration, host, source)
+
+
+def build(
+    graph: Graph,
+    chosen: recipes.Recipe,
+    calibration: Mapping[str, np.ndarray] | None = None,
+    host: Host | None = None,
+    source: Any = None,
+    apply: Callable[[Graph, recipes.Recipe, Mapping[str, np.ndarray] | None], Graph] = recipes.apply,
+) -> Artifact:
+    """`compile` of a Recipe. `apply` is what applies it: a search keeps the graphs of steps that several recipes share."""
     tool = _tool(chosen.backend, source)
     if chosen.backend == "eager" and chosen.steps:
         raise BuildError(f"the backend eager runs the model as it came, so it takes the recipe original; met {recipes.describe(chosen)}")

@@ -102,12 +102,12 @@ class Subject:
 
     def artifact(self, name: str, recipe: Recipe) -> Artifact:
         """The artifact of a trial, built when it is not there yet (or no longer)."""
-        import burnish
+        from burnish.build import build
 
         path = self.work / name
         if (path / "manifest.json").exists():
             return Artifact.read(path)
-        return burnish.compile(self.graph, recipe, self.calibration, source=self.job.source, apply=self._apply).save(path)
+        return build(self.graph, recipe, self.calibration, source=self.job.source, apply=self._apply).save(path)
 
     def _apply(self, graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | None) -> Graph:
         """`recipe.apply`, with the graphs that calibration made kept: the int8 recipes begin alike, and calibrating takes longest. What
