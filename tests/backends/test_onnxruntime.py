@@ -75,6 +75,12 @@ def test_request_values_are_written_between_the_candidates_columns():
     assert table["r"].tolist() == [2.5, 2.5, 2.5]
 
 
+def test_columns_in_uneven_steps_are_written_where_they_belong():
+    spec = (Input("x", "int64", (5,), ["request", "request", "candidate", "request", "candidate"]),)
+    table = Expand(spec)({"x": np.array([1, 2, 4])}, {"x": np.array([[30, 50], [31, 51]])}, 2)
+    assert table["x"].tolist() == [[1, 2, 30, 4, 50], [1, 2, 31, 4, 51]]
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("burnish.backends.onnxruntime.find_spec", lambda name: None if name == "onnxruntime" else object())
     told = "the backend onnxruntime needs the package onnxruntime. Install it: pip install onnxruntime"

@@ -45,9 +45,10 @@ class Expand:
 
 
 def _place(half: Half) -> Any:
-    """Where a half's columns lie in (n, *shape), as an index: neighbours as a slice, which is many times faster than an array."""
+    """Where a half's columns lie in (n, *shape), as an index: even steps as a slice, which is several times faster than an array."""
     columns = half.columns
     if columns is None:
         return Ellipsis
-    first, last = columns[0], columns[-1]
-    return (slice(None), slice(first, last + 1) if last - first == len(columns) - 1 else np.array(columns, np.intp))
+    step = columns[1] - columns[0] if len(columns) > 1 else 1
+    even = range(columns[0], columns[-1] + 1, step)
+    return (slice(None), slice(even.start, even.stop, step) if columns == tuple(even) else np.array(columns, np.intp))
