@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from burnish.errors import JobError
+from burnish.job import Job
+from burnish.search.subject import Subject
+
+pl = pytest.importorskip("polars")
+
+
+def subject(folder: Path, output: str | None = None, **data) -> Subject:
+    n, per_request = 2000, 10
+    random = np.random.default_rng(0)
+    pl.DataFrame(
+        {
+            "x": random.normal(size=n).astype(np.float32),
+            "y": (random.random(n) < 0.5).astype(np.int8),
+            "request": np.repeat(np.arange(n // per_request), per_request),
+            "row": np.arange(n),
+        }
+    ).write_parquet(folder / "v.parquet")
+    job = Job.from_dict(
+        {
+            "model": {"load": "ranker.py:load"} | ({"output": output} if output else {}),
+            "inputs": {"x": {}, "row": {"dtype": "int64"}},
+            "data": {"validation": "v.parquet", "label": "y"} | data,
+            "objective": {"p99_ms": 10, "qps": 100, "candidates": 7},
+        },
+        folder / "job.toml",
+    )
+    return Subject(job, folder / "work", None)
+
+
+def test_rows_are_whole_requests_in_an_order_drawn_once(tmp_path):
+    rows = subject(tmp_path, request="request").rows
+    assert np.array_equal(np.sort(rows.table["row"]), np.arange(2000))
+    assert not np.array_equal(rows.table["row"], np.arange(2000))
+    changes = np.flatnonzero(np.diff(rows.requests)) + 1
+    assert np.array_equal(changes, np.arange(10, 2000, 10)), "a request is torn apart"
+    assert np.array_equal(rows.table["row"], subject(tmp_path, request="request").rows.table["row"])
+
+
+def test_without_requests_rows_stand_in_random_order(tmp_path):
+    rows = subject(tmp_path).rows
+    assert np.array_equal(np.sort(rows.table["row"]), np.arange(2000))
+    assert np.abs(np.diff(rows.table["row"])).mean() > 100
+
+
+def test_traffic_has_the_objectives_number_of_candidates(tmp_path):
+    traffic = subject(tmp_path, request="request").traffic
+    assert {traffic.count(i) for i in range(len(traffic))} == {7}
+
+
+def test_scores_of_the_first_rows_come_in_chunks(tmp_path):
+    class Doubles:
+        def rows(self, table):
+            return table["x"] * 2
+
+    it = subject(tmp_path)
+    assert np.array_equal(it.score(Doubles(), 1500), it.rows.table["x"][:1500] * 2)
+
+
+def test_of_several_outputs_the_job_says_which_is_judged(tmp_path):
+    scores = {"click": np.zeros(3), "buy": np.ones(3)}
+    assert subject(tmp_path, output="buy").output(scores).tolist() == [1, 1, 1]
+    with pytest.raises(JobError) as caught:
+        subject(tmp_path).output(scores)
+    assert str(caught.value) == (
+        "the model has the outputs click, buy, and the job does not say which one the label judges. Set model.output"
+    )
+    with pytest.raises(JobError, match=r"and there is no 'sell'\. Set model\.output"):
+        subject(tmp_path, output="sell").output(scores)
+    with pytest.raises(JobError, match=r"the model has one output, and model\.output is 'buy'\. Leave it out"):
+        subject(tmp_path, output="buy").output(np.zeros(3))
+    with pytest.raises(JobError, match=r"the model puts out \(2,\) values a row; the label judges one"):
+        subject(tmp_path).output(np.zeros((3, 2)))
