@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def _console() -> Console:
 
 
 class Shown:
-    """Called with each step of a search: a moving line on a terminal, a line for each finished trial elsewhere."""
+    """Called with each step of a search: a bar that says what is done on a terminal, and a line for each finished trial."""
 
     def __init__(self, console: Console, live: Progress | None) -> None:
         self.console, self.live = console, live
@@ -35,7 +35,7 @@ class Shown:
             self.told.add(step.trial.id)
             self.console.print(_line(step.trial), soft_wrap=True)
         if self.live is not None and self.task is not None:
-            self.live.update(self.task, completed=step.done, description=step.text or None)
+            self.live.update(self.task, completed=step.done, description=step.text or None, refresh=True)
 
 
 @contextmanager
@@ -45,8 +45,9 @@ def progress() -> Iterator[Shown]:
     if not console.is_terminal:
         yield Shown(console, None)
         return
-    columns = (SpinnerColumn(), BarColumn(24), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as live:
+    columns = (BarColumn(24), TimeElapsedColumn(), TextColumn("{task.description}"))
+    # drawn at each step and not in between: a thread that draws would take the core, and Python's lock, from what is measured
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as live:
         yield Shown(console, live)
 
 
