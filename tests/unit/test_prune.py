@@ -14,8 +14,9 @@ from burnish.graph.verify import verify
 from burnish.inputs import Input
 from burnish.passes.evidence import Judge, macs, moments
 from burnish.passes.factor import factor_request
-from burnish.passes.lowrank import low_rank
-from burnish.passes.prune import Layer, layers, prune, pruned, refitted, removal
+from burnish.passes.lowrank import factored, factors, low_rank
+from burnish.passes.prune import Layer, layers, prune, pruned, removal
+from burnish.passes.refit import refitted
 from burnish.passes.tidy import tidy
 from burnish.quantize.ptq import int8
 
@@ -81,14 +82,41 @@ def test_a_refit_is_never_worse_than_leaving_columns_out(k, n, seed, correlation
     w, b, stay = rng.normal(size=(n, k)).astype(np.float32), rng.normal(size=n).astype(np.float32), rng.random(k) < 0.5
     stay[0] = True
     exact = x @ w.T + b
-    narrow, bias = refitted(w, b, stay, of)
+    narrow, bias = refitted(w, b, w[:, stay], of, np.arange(k), np.flatnonzero(stay))
     after = x[:, stay] @ narrow.T + bias - exact
     dropped = x[:, stay] @ w[:, stay].T + b - exact
     assert (after**2).mean() <= (dropped**2).mean() * 1.0001 + 1e-9
     centred = dropped - dropped.mean(axis=0)
     assert (after**2).mean() <= (centred**2).mean() * 1.0001 + 1e-9
-    best = exact - np.column_stack([x[:, stay], np.ones(200)]) @ np.linalg.lstsq(np.column_stack([x[:, stay], np.ones(200)]), exact)[0]
-    assert (after**2).mean() <= (best**2).mean() * 1.001 + 1e-6
+
+
+def test_a_refit_of_many_rows_is_least_squares():
+    rng = np.random.default_rng(7)
+    x = (rng.normal(size=(5000, 12)) @ rng.normal(size=(12, 12)) + 3).astype(np.float32)
+    spec = Input("x", "float32", (12,))
+    node = input_node(spec)
+    of = moments(Graph([spec], {"y": node}), [node], {"x": x})[node]
+    w, b = rng.normal(size=(4, 12)).astype(np.float32), rng.normal(size=4).astype(np.float32)
+    narrow, bias = refitted(w, b, w[:, :8], of, np.arange(12), np.arange(8))
+    best, *_ = np.linalg.lstsq(np.column_stack([x[:, :8], np.ones(5000)]), x @ w.T + b, rcond=None)
+    np.testing.assert_allclose(np.column_stack([narrow, bias]), best.T, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("step", ["prune", "low rank"])
+def test_what_lies_behind_makes_up_for_what_is_lost_before(step):
+    graph = tidy(testing.dcn_v2(ids=10, width=8, deep=(128, 64), parallel=True, seed=4))
+    rows, new = testing.rows(graph, 4000, seed=1), testing.rows(graph, 2000, seed=2)
+    if step == "prune":
+        found = layers(graph)
+        seen = seen_by(graph, rows, found)
+        kept = {layer: np.sort(removal(layer, seen)[-layer.width // 4 :]) for layer in found}
+        plain, refit = (pruned(graph, kept, seen, given) for given in (None, rows))
+    else:
+        plain, refit = (factored(graph, dict.fromkeys(factors(graph, rows), 16), given) for given in (None, rows))
+    verify(refit)
+    judge = Judge(graph, new)
+    assert macs(refit) == macs(plain)
+    assert judge.loss(refit) < 0.95 * judge.loss(plain)
 
 
 @pytest.mark.parametrize("width", [40, 600])

@@ -12,6 +12,7 @@ NOTHING = 1e-7  # a loss that rounding alone makes
 ROUNDS = 6  # trials of the whole
 
 Sizes = Mapping[int, int]  # place -> size, of the places that shrink
+Made = Callable[[Sizes, bool], Graph]  # the graph with those sizes; whether to refit what lies behind them
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,16 @@ class Level:
     loss: float
 
 
-def shrink(graph: Graph, judging: Rows, budget: float, places: Sequence[Sequence[int]], made: Callable[[Sizes], Graph]) -> Graph:
-    """Of all `made(sizes)`, a size for some places from the sizes of each, one of least cost whose loss by the Judge is within the budget.
+def shrink(graph: Graph, judging: Rows, budget: float, places: Sequence[Sequence[int]], made: Made) -> Graph:
+    """Of all `made(sizes, False)`, a size for some places from the sizes of each, one of least cost whose loss is within the budget.
 
-    The sizes of a place are the largest first; they are tried one place alone, down to the first that loses too much.
+    The sizes of a place are the largest first; they are tried one place alone, down to the first that loses too much. What was chosen
+    is made once more with all linears behind it refitted, and returned so if that loses less.
     """
     judge, whole = Judge(graph, judging), macs(graph)
-    levels = {i: _levels(sizes, budget, judge, whole, lambda size, i=i: made({i: size})) for i, sizes in enumerate(places)}  # type: ignore[misc]
-    return made(_spend(budget, whole, levels, lambda sizes: judge.loss(made(sizes))))
+    levels = {i: _levels(sizes, budget, judge, whole, lambda size, i=i: made({i: size}, False)) for i, sizes in enumerate(places)}  # type: ignore[misc]
+    best = _spend(budget, whole, levels, lambda sizes: judge.loss(made(sizes, False)))
+    return min((made(best, refit) for refit in (False, True)), key=judge.loss) if best else graph
 
 
 def _levels(sizes: Sequence[int], budget: float, judge: Judge, whole: float, made: Callable[[int], Graph]) -> list[Level]:

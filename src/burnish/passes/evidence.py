@@ -31,10 +31,11 @@ SPREAD = 0.05  # see Judge
 
 @dataclass(frozen=True)
 class Moments:
-    """Of a value (..., K): its mean (K,) and covariance (K, K), in float64."""
+    """Of a value (..., K): its mean (K,) and covariance (K, K), in float64; `halves` are those of every other vector and of the rest."""
 
     mean: np.ndarray = field(repr=False)
     covariance: np.ndarray = field(repr=False)
+    halves: tuple[Moments, ...] = field(repr=False, default=())
 
 
 def split(graph: Graph, calibration: Rows) -> tuple[Rows, Rows]:
@@ -55,10 +56,7 @@ def moments(graph: Graph, values: Sequence[Node], rows: Rows) -> dict[Node, Mome
     wanted = list(dict.fromkeys(values))
     taps = Graph(graph.inputs, {str(i): node for i, node in enumerate(wanted)})
     strides = [max(1, count * math.prod(node.shape[:-1]) // max(VECTORS, 8 * node.shape[-1])) for node in wanted]
-    shift: list[np.ndarray] = []  # about the mean: sums of squares around 0 would lose digits of a channel far from it
-    first = [np.zeros(node.shape[-1]) for node in wanted]
-    second = [np.zeros((node.shape[-1], node.shape[-1])) for node in wanted]
-    seen = [0] * len(wanted)
+    sums = [(_Sums(node.shape[-1]), _Sums(node.shape[-1])) for node in wanted]
     for start in range(0, count, BATCH):
         batch = {name: array[start : start + BATCH] for name, array in rows.items()}
         for i, value in enumerate(interpret(taps, batch).values()):
@@ -68,16 +66,41 @@ def moments(graph: Graph, values: Sequence[Node], rows: Rows) -> dict[Node, Mome
                     "them as the model expects"
                 )
             vectors = value.reshape(-1, value.shape[-1])[:: strides[i]].astype(np.float64)
-            if len(shift) == i:
-                shift.append(vectors.mean(axis=0))
-            vectors -= shift[i]
-            first[i] += vectors.sum(axis=0)
-            second[i] += vectors.T @ vectors
-            seen[i] += len(vectors)
-    return {
-        node: Moments(shift[i] + first[i] / seen[i], second[i] / seen[i] - np.outer(first[i], first[i]) / seen[i] ** 2)
-        for i, node in enumerate(wanted)
-    }
+            for half in (0, 1):
+                sums[i][half].add(vectors[half::2])
+    return {node: _moments(*halves) for node, halves in zip(wanted, sums)}
+
+
+class _Sums:
+    """Of vectors about their first mean: sums of squares around 0 would lose digits of a channel far from it."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.shift = np.zeros(channels)
+        self.first = np.zeros(channels)
+        self.second = np.zeros((channels, channels))
+
+    def add(self, vectors: np.ndarray) -> None:
+        if not len(vectors):
+            return
+        if not self.count:
+            self.shift = vectors.mean(axis=0)
+        vectors = vectors - self.shift
+        self.count += len(vectors)
+        self.first += vectors.sum(axis=0)
+        self.second += vectors.T @ vectors
+
+    def moments(self) -> Moments:
+        mean = self.first / max(self.count, 1)
+        return Moments(self.shift + mean, self.second / max(self.count, 1) - np.outer(mean, mean))
+
+
+def _moments(a: _Sums, b: _Sums) -> Moments:
+    """Of both halves together: their covariances and that of their means."""
+    halves, part = (a.moments(), b.moments()), a.count / (a.count + b.count)
+    apart = halves[0].mean - halves[1].mean
+    covariance = part * halves[0].covariance + (1 - part) * halves[1].covariance + part * (1 - part) * np.outer(apart, apart)
+    return Moments(part * halves[0].mean + (1 - part) * halves[1].mean, covariance, halves)
 
 
 class Judge:

@@ -17,8 +17,9 @@ from burnish.errors import RecipeError
 from burnish.graph.interpret import constant
 from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import Op
-from burnish.passes.budget import shrink
+from burnish.passes.budget import Sizes, shrink
 from burnish.passes.evidence import Rows, macs, moments, split
+from burnish.passes.refit import followed, is_plain, weight_name
 
 LEAST = 32  # inputs and outputs of a linear below which two products are no cheaper than one
 WIDEST = 8192  # inputs; above, the covariance alone would take half a gigabyte
@@ -67,46 +68,56 @@ def low_rank(
             raise RecipeError("LowRank has both rank and error. Give one of them")
         whole = macs(graph)
         ranks = [rank if isinstance(rank, int) else _rank_of(each, float(error)) for each in found]
-        return factored(graph, {each: r for each, r in zip(found, ranks) if macs(factored(graph, {each: r})) < whole})
-    ranks_of = [each.ranks() for each in found]
-    return shrink(graph, judging, loss, ranks_of, lambda sizes: factored(graph, {found[i]: r for i, r in sizes.items()}))
+        return factored(graph, {each: r for each, r in zip(found, ranks) if macs(factored(graph, {each: r})) < whole}, fit)
+
+    def made(sizes: Sizes, refit: bool) -> Graph:
+        return factored(graph, {found[i]: size for i, size in sizes.items()}, fit if refit else None)
+
+    return shrink(graph, judging, loss, [each.ranks() for each in found], made)
 
 
 def factors(graph: Graph, rows: Rows, narrowest: int = LEAST) -> list[Factors]:
     """Of every float32 linear of rows with at least `narrowest` inputs and outputs, and at most WIDEST inputs."""
     linears = [
-        node
-        for node in graph.order
-        if node.op is Op.LINEAR
-        and node.side != "constant"
-        and node["compute"] == "float32"
-        and node.inputs[0].dtype == "float32"
-        and narrowest <= min(node.inputs[1].shape)
-        and node.inputs[1].shape[1] <= WIDEST
+        node for node in graph.order if is_plain(node) and narrowest <= min(node.inputs[1].shape) and max(node.inputs[1].shape) <= WIDEST
     ]
     seen = moments(graph, [node.inputs[0] for node in linears], rows) if linears else {}
     found = []
     for node in linears:
         w, of = constant(node.inputs[1]).astype(np.float64), seen[node.inputs[0]]
-        variances, directions = np.linalg.eigh(w @ of.covariance @ w.T)
-        found.append(Factors(node, directions[:, ::-1], np.maximum(variances[::-1], 0), w @ of.mean))
+        found.append(Factors(node, *_directions(w, of.covariance), w @ of.mean))
     return found
 
 
-def factored(graph: Graph, ranks: Mapping[Factors, int]) -> Graph:
-    """The graph with each of the linears at its rank."""
+def _directions(w: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The directions (N, N), as columns, and variances (N,) of W x, the largest first."""
+    variances, directions = np.linalg.eigh(w @ covariance @ w.T)
+    return directions[:, ::-1], np.maximum(variances[::-1], 0)
+
+
+def factored(graph: Graph, ranks: Mapping[Factors, int], refit: Rows | None = None) -> Graph:
+    """The graph with each of the linears at its rank; those whose input has changed are fitted to the rows `refit` first."""
     by_node = {each.node: (each, rank) for each, rank in ranks.items()}
 
     def change(node: Node, operands: tuple[Node, ...]) -> Node:
-        if node not in by_node:
+        follows = followed(graph, node, operands, constant(node.inputs[1]), refit) if refit is not None and is_plain(node) else None
+        if node not in by_node and follows is None:
             return node if operands == node.inputs else node.with_inputs(operands)
-        each, rank = by_node[node]
         x, _, _, *init = operands
-        held = node.inputs[1]
-        name = held["weight"].name if held.op is Op.WEIGHT else "linear"
-        u = each.directions[:, :rank]
-        down = (u.T @ constant(held)).astype(np.float32)
-        bias = constant(node.inputs[2]) + each.mean - u @ (u.T @ each.mean)
+        name = weight_name(node)
+        if follows is None:
+            each, rank = by_node[node]
+            w, b, directions, mean = constant(node.inputs[1]), constant(node.inputs[2]), each.directions, each.mean
+        else:
+            (w, b), of = follows
+            if node not in by_node:
+                return Node(Op.LINEAR, (x, weight(name, w), weight(f"{name}.bias", b), *init))
+            rank, k = by_node[node][1], node.inputs[0].shape[-1]
+            directions, _ = _directions(w, of.covariance[k:, k:])
+            mean = w @ of.mean[k:]
+        u = directions[:, :rank]
+        down = (u.T @ w).astype(np.float32)
+        bias = b + mean - u @ (u.T @ mean)
         inner = Node(Op.LINEAR, (x, weight(f"{name}.down", down), weight("0", np.zeros(rank, np.float32))))
         up = (weight(f"{name}.up", u.astype(np.float32)), weight(f"{name}.bias", bias.astype(np.float32)))
         return Node(Op.LINEAR, (inner, *up, *init))

@@ -20,10 +20,10 @@ from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import POINTWISE, REDUCE, Op
 from burnish.passes.budget import Sizes, shrink
 from burnish.passes.evidence import Moments, Rows, moments, split
+from burnish.passes.refit import WIDEST, followed, is_plain, refitted, weight_name
 from burnish.passes.segments import bounds
 
 LEAST = 32  # neurons of a layer below which nothing is gained
-WIDEST = 8192  # inputs of a linear to be refitted; above, the covariance alone would take half a gigabyte
 RIDGE = 1e-6  # of the mean variance of the neurons: below what float32 resolves
 PARTS = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 1 / 16)  # of a layer that may remain
 STEPS = 512  # removals of one layer; a wider one loses several neurons in each
@@ -73,14 +73,15 @@ def prune(graph: Graph, calibration: Rows, loss: float = 0.0003, keep: float | s
     seen = moments(graph, [reader.node.inputs[0] for layer in found for reader in layer.readers], fit)
     order = {layer: removal(layer, seen) for layer in found}
 
-    def made(sizes: Sizes) -> Graph:
-        return pruned(graph, {found[i]: np.sort(order[found[i]][-size:]) for i, size in sizes.items()}, seen)
+    def made(sizes: Sizes, refit: bool) -> Graph:
+        kept = {found[i]: np.sort(order[found[i]][-size:]) for i, size in sizes.items()}
+        return pruned(graph, kept, seen, fit if refit else None)
 
     if not isinstance(keep, str):
         if not 0 < keep <= 1:
             raise RecipeError(f"Prune has keep {keep}. Use a part of each layer above 0 and at most 1")
         wanted = {i: [n for n in layer.sizes if n >= keep * layer.width] for i, layer in enumerate(found)}
-        return made({i: sizes[-1] for i, sizes in wanted.items() if sizes})
+        return made({i: sizes[-1] for i, sizes in wanted.items() if sizes}, True)
     return shrink(graph, judging, loss, [layer.sizes for layer in found], made)
 
 
@@ -92,8 +93,7 @@ def layers(graph: Graph, narrowest: int = LEAST) -> list[Layer]:
     """
     found = []
     for i, node in enumerate(graph.order):
-        plain = node.op is Op.LINEAR and node.side != "constant" and len(node.inputs) == 3 and node["compute"] == "float32"
-        if plain and node.shape[-1] >= narrowest:
+        if is_plain(node) and len(node.inputs) == 3 and node.shape[-1] >= narrowest:
             layer = _layer(node, graph.order[i + 1 :], {value for _, value in graph.outputs})
             if layer is not None:
                 found.append(layer)
@@ -108,7 +108,7 @@ def _layer(node: Node, after: Sequence[Node], outputs: set[Node]) -> Layer | Non
         met = [v for v in user.inputs if v in alone or v in joined]
         if not met:
             continue
-        if user.op is Op.LINEAR and user["compute"] == "float32" and met == [user.inputs[0]] and user.inputs[1].shape[1] <= WIDEST:
+        if is_plain(user) and met == [user.inputs[0]] and user.inputs[1].shape[1] <= WIDEST:
             readers.append(Reader(user, joined.get(met[0], 0)))
         elif all(v in alone for v in met) and _each_alone(user, alone, node.shape[-1]):
             alone.add(user)
@@ -156,8 +156,11 @@ def removal(layer: Layer, seen: Mapping[Node, Moments]) -> np.ndarray:
     return np.array([*order, *left])
 
 
-def pruned(graph: Graph, kept: Mapping[Layer, np.ndarray], seen: Mapping[Node, Moments]) -> Graph:
-    """The graph in which of each of the layers only the neurons `kept` (ascending) remain, and the linears that read them are refitted."""
+def pruned(graph: Graph, kept: Mapping[Layer, np.ndarray], seen: Mapping[Node, Moments], refit: Rows | None = None) -> Graph:
+    """The graph in which of each of the layers only the neurons `kept` (ascending) remain, and the linears that read them are refitted.
+
+    With the rows `refit`, so is every other linear behind them, and each to make up for what the others lose.
+    """
     rows = {layer.node: stay for layer, stay in kept.items()}
     columns: dict[Node, np.ndarray] = {}  # LINEAR -> which entries of its input remain
     between: dict[Node, list[tuple[Layer, np.ndarray]]] = {}
@@ -169,12 +172,15 @@ def pruned(graph: Graph, kept: Mapping[Layer, np.ndarray], seen: Mapping[Node, M
             between.setdefault(node, []).append((layer, stay))
 
     def change(node: Node, operands: tuple[Node, ...]) -> Node:
-        if node in columns or node in rows:
+        if is_plain(node) and (node in columns or node in rows or operands != node.inputs):
             x, _, _, *init = operands
-            w, b = constant(node.inputs[1]), constant(node.inputs[2])
-            name = node.inputs[1]["weight"].name if node.inputs[1].op is Op.WEIGHT else "linear"
-            if node in columns:
-                w, b = refitted(w, b, columns[node], seen[node.inputs[0]])
+            w, b, name = constant(node.inputs[1]), constant(node.inputs[2]), weight_name(node)
+            stay = np.flatnonzero(columns[node]) if node in columns else np.arange(w.shape[1])
+            follows = followed(graph, node, operands, w[:, stay], refit) if refit is not None else None
+            if follows is not None:
+                w, b = follows[0]
+            elif node in columns:
+                w, b = refitted(w, b, w[:, stay], seen[node.inputs[0]], np.arange(w.shape[1]), stay)
             if node in rows:
                 w, b = w[rows[node]], b[rows[node]]
             return Node(Op.LINEAR, (x, weight(name, w), weight(f"{name}.bias", b), *init))
@@ -184,20 +190,6 @@ def pruned(graph: Graph, kept: Mapping[Layer, np.ndarray], seen: Mapping[Node, M
         return node if operands == node.inputs else node.with_inputs(operands)
 
     return graph.map(change)
-
-
-def refitted(w: np.ndarray, b: np.ndarray, stay: np.ndarray, of: Moments) -> tuple[np.ndarray, np.ndarray]:
-    """W (N, K), b (N,) of the whole input -> W', b' of the entries `stay` (K,) bool, nearest to the same outputs in the mean square.
-
-    A ridge draws W' towards W, so that on the rows of the moments it is never worse than leaving columns out.
-    """
-    wide, gone = w.astype(np.float64), ~stay
-    c = of.covariance
-    power = np.diag(c)[stay]
-    ridge = np.diag(RIDGE * power + max(RIDGE * float(power.mean()), 1e-30))
-    more = np.linalg.solve(c[np.ix_(stay, stay)] + ridge, c[np.ix_(stay, gone)] @ wide[:, gone].T).T
-    narrow = (wide[:, stay] + more).astype(np.float32)
-    return narrow, (b + wide @ of.mean - narrow @ of.mean[stay]).astype(np.float32)
 
 
 def _entries(node: Node, stay: np.ndarray, width: int) -> Node:
