@@ -13,11 +13,14 @@ import msgspec
 
 from burnish.errors import BuildError
 
+_AVX2 = frozenset({"avx2", "bmi2", "f16c", "fma"})
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 # instruction sets of the native backend, the most capable first, each with the /proc/cpuinfo flags it needs
 ISAS: dict[str, tuple[str, frozenset[str]]] = {
-    "avx512vnni": ("x86_64", frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma"})),
-    "avx512": ("x86_64", frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma"})),
-    "avx2": ("x86_64", frozenset({"avx2", "fma", "f16c"})),
+    "avx512bf16": ("x86_64", _AVX512 | {"avx512_vnni", "avx512_bf16"}),
+    "avx512vnni": ("x86_64", _AVX512 | {"avx512_vnni"}),
+    "avx512": ("x86_64", _AVX512),
+    "avx2": ("x86_64", _AVX2),
     "dotprod": ("aarch64", frozenset({"asimddp"})),
     "neon": ("aarch64", frozenset({"asimd"})),
     "scalar": ("", frozenset()),
@@ -46,8 +49,7 @@ class Host(msgspec.Struct, frozen=True):
         if name not in ISAS:
             raise BuildError(f"no target {name!r}. Use one of {', '.join(ISAS)}")
         arch, flags = ISAS[name]
-        bf16 = frozenset({"avx512_bf16"}) if name == "avx512vnni" and "avx512_bf16" in _here().flags else frozenset[str]()
-        return cls(cpu=name, arch=arch or platform.machine(), cores=1, flags=tuple(sorted(flags | bf16)), cache_bytes=(32 << 10, 1 << 20))
+        return cls(cpu=name, arch=arch or _here().arch, cores=1, flags=tuple(sorted(flags)), cache_bytes=(32 << 10, 1 << 20))
 
     @property
     def isa(self) -> str:

@@ -102,7 +102,7 @@ def test_sanitizers_find_nothing(name: str, isa: str, sanitized_score: Path, tmp
     graph = Graph(graph.inputs, dict(graph.outputs[:1]))
     planned = plan.make(graph, Host.here(), isa, rows=6)
     source = emit.emit(planned)
-    library = toolchain.build(source.text, isa, planned.flags, "g++", SANITIZERS)
+    library = toolchain.build(source.text, isa, "g++", SANITIZERS)
     (tmp_path / "program" / "native").mkdir(parents=True)
     shutil.copyfile(library, tmp_path / "program" / "native" / "ranker.so")
     pack.write(source.entries, tmp_path / "weights.bin")

@@ -200,7 +200,7 @@ def test_a_missing_compiler_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
     sentence = "the native backend needs a compiler: pip install ziglang (it brings clang), or name a system compiler with BURNISH_CXX"
     assert toolchain.missing("zig") == sentence
     with pytest.raises(BuildError, match=r"pip install ziglang"):
-        toolchain.build("int x;", "scalar", (), "zig")
+        toolchain.build("int x;", "scalar", "zig")
     assert toolchain.missing("no-such-c++") == (
         "the compiler 'no-such-c++' is not on the PATH. Install it, or unset BURNISH_CXX and pip install ziglang"
     )
@@ -210,7 +210,7 @@ def test_code_for_another_machine_uses_its_flags_alone() -> None:
     for isa in ("avx512vnni", "avx2", "neon", "scalar"):
         made = plan.make(two_fields(), Host.target(isa))
         assert made.isa == isa
-        words = toolchain.command(isa, made.flags, Path("a.cpp"), Path("a.so"), "zig")
+        words = toolchain.command(isa, Path("a.cpp"), Path("a.so"), "zig")
         assert ("-mavx512vnni" in words) == (isa == "avx512vnni") and "-march=native" not in words
         assert isinstance(words, list) and ("aarch64-linux-gnu.2.17" in words) == (isa == "neon")
 

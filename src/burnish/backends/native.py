@@ -44,7 +44,7 @@ class Native:
 
         planned = plan.make(graph, host, self.isa)
         source = emit.emit(planned)
-        library = toolchain.build(source.text, planned.isa, planned.flags, self.compiler)
+        library = toolchain.build(source.text, planned.isa, self.compiler)
         folder = out / "program" / "native"
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(library, folder / "ranker.so")

@@ -11,7 +11,7 @@ import ctypes
 import msgspec
 
 from burnish.host import Host
-from burnish.native import plan, toolchain
+from burnish.native import toolchain
 from burnish.native.kernels import linear, vector
 
 TEMPLATE = r"""
@@ -73,7 +73,7 @@ def measure(isa: str | None = None, rounds: int = 200) -> Floor:
     host = Host.here()
     isa = isa or host.isa
     text = vector.TEMPLATE + linear.TEMPLATE + TEMPLATE
-    library = ctypes.CDLL(str(toolchain.build(text, isa, plan.flags_of(isa, host))))
+    library = ctypes.CDLL(str(toolchain.build(text, isa)))
     sink = np.zeros(1024, np.int32)
     memory = np.ones(256 << 20, np.uint8)
     operand = memory.ctypes.data

@@ -112,7 +112,7 @@ def make(graph: Graph, host: Host, isa: str | None = None, rows: int | None = No
         buffers, arena = _lay_out(graph, steps, places, drafts, height)
         if arena <= fit:
             break
-    return Plan(graph, isa, flags_of(isa, host), height, tuple(steps), places, buffers, arena)
+    return Plan(graph, isa, tuple(sorted(ISAS[isa][1])), height, tuple(steps), places, buffers, arena)
 
 
 def view_of(node: Node) -> tuple[Node, int] | None:
@@ -330,9 +330,3 @@ def _lay_out(graph: Graph, steps: list[Step], places: dict[Node, Place], drafts:
     arena = max((at + n for at, n, _ in placed), default=0)
     buffers = tuple(Buffer(d.index, d.ctype, d.width, d.stride, d.side, offsets.get(d.index, 0)) for d in drafts)
     return buffers, arena
-
-
-def flags_of(isa: str, host: Host) -> tuple[str, ...]:
-    """The CPU flags that code for `isa` on `host` may use: those of the instruction set, and bfloat16 dot products where there are some."""
-    extra = {"avx512_bf16"} & set(host.flags) if isa == "avx512vnni" else set[str]()
-    return tuple(sorted(ISAS[isa][1] | extra))

@@ -31,14 +31,14 @@ FLAGS = (
     "-fno-math-errno",
     "-Wno-psabi",
 )
+AVX2 = ("-mavx2", "-mbmi2", "-mf16c", "-mfma")
+AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 # instruction set -> (zig's -target, flags of any compiler)
 TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "avx512vnni": (
-        "x86_64-linux-gnu.2.17",
-        ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c", "-mavx2", "-mbmi2"),
-    ),
-    "avx512": ("x86_64-linux-gnu.2.17", ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mavx2", "-mbmi2")),
-    "avx2": ("x86_64-linux-gnu.2.17", ("-mavx2", "-mfma", "-mf16c", "-mbmi2")),
+    "avx512bf16": ("x86_64-linux-gnu.2.17", (*AVX512, "-mavx512vnni", "-mavx512bf16")),
+    "avx512vnni": ("x86_64-linux-gnu.2.17", (*AVX512, "-mavx512vnni")),
+    "avx512": ("x86_64-linux-gnu.2.17", AVX512),
+    "avx2": ("x86_64-linux-gnu.2.17", AVX2),
     "dotprod": ("aarch64-linux-gnu.2.17", ("-mcpu=generic+dotprod",)),
     "neon": ("aarch64-linux-gnu.2.17", ()),
 }
@@ -61,11 +61,10 @@ def compiler_name() -> str:
     return os.environ.get("BURNISH_CXX") or "zig"
 
 
-def command(isa: str, flags: Sequence[str], source: Path, out: Path, compiler: str | None = None, extra: Sequence[str] = ()) -> list[str]:
-    """The compiler's command line for a program of one instruction set; `flags` are the CPU flags it may use."""
+def command(isa: str, source: Path, out: Path, compiler: str | None = None, extra: Sequence[str] = ()) -> list[str]:
+    """The compiler's command line for a program of one instruction set."""
     compiler = compiler or compiler_name()
     target, machine = TARGETS.get(isa, (NATIVE_SCALAR.get(platform.machine(), ""), ()))
-    machine = (*machine, *(("-mavx512bf16",) if "avx512_bf16" in flags else ()))
     if compiler == "zig":
         front = [sys.executable, "-m", "ziglang", "c++", "-nostdlib++", *(("-target", target) if target else ())]
     else:
@@ -81,13 +80,13 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "burnish"
 
 
-def build(text: str, isa: str, flags: Sequence[str], compiler: str | None = None, extra: Sequence[str] = ()) -> Path:
+def build(text: str, isa: str, compiler: str | None = None, extra: Sequence[str] = ()) -> Path:
     """The library of a program's text, from the cache when the same text was built before by the same compiler with the same flags."""
     compiler = compiler or compiler_name()
     sentence = missing(compiler)
     if sentence:
         raise BuildError(sentence)
-    told = command(isa, flags, Path("ranker.cpp"), Path("ranker.so"), compiler, extra)
+    told = command(isa, Path("ranker.cpp"), Path("ranker.so"), compiler, extra)
     key = hashlib.sha256("\0".join([version(compiler), *told[1:], text]).encode()).hexdigest()[:32]
     kept = cache_dir() / "native" / f"{key}.so"
     if kept.exists():
@@ -96,7 +95,7 @@ def build(text: str, isa: str, flags: Sequence[str], compiler: str | None = None
     with tempfile.TemporaryDirectory(dir=kept.parent) as work:
         source, out = Path(work) / "ranker.cpp", Path(work) / "ranker.so"
         source.write_text(text)
-        words = command(isa, flags, source, out, compiler, extra)
+        words = command(isa, source, out, compiler, extra)
         if int(os.environ.get("BURNISH_DEBUG") or 0) >= 4:
             print(" ".join(words), file=sys.stderr)
         done = subprocess.run(words, capture_output=True, text=True)

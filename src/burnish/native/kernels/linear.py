@@ -16,6 +16,7 @@ from burnish.graph.node import Node
 from burnish.graph.ops import Op
 from burnish.native.code import Code
 from burnish.native.kernels import pointwise
+from burnish.native.kernels.vector import lanes
 from burnish.native.plan import FEW, Step, ctype, epilogue_stride, size
 
 PANEL = 64  # outputs
@@ -263,14 +264,16 @@ def name(node: Node, isa: str) -> str:
     kind = {"u8": "u8s8s32" if node.op is Op.QDOT else "u8s8f32"}.get(kind_of(node), kind_of(node))
     if few(node):
         return f"bn_linear_{kind}_1x{node.shape[-1]}c64__{isa}"
-    rows, vectors = TILES[_lanes(isa)]
-    return f"bn_linear_{kind}_{rows}x{vectors * _lanes(isa)}__{isa}"
+    rows, vectors = tile_of(node, isa)
+    return f"bn_linear_{kind}_{rows}x{vectors * lanes(isa)}__{isa}"
 
 
-def _lanes(isa: str) -> int:
-    from burnish.native.kernels.vector import lanes
-
-    return lanes(isa)
+def tile_of(node: Node, isa: str) -> tuple[int, int]:
+    """(rows, vectors of outputs) of a tile whose sums, weights and activation fit the registers; widened bytes need two sums a lane."""
+    rows, vectors = TILES[lanes(isa)]
+    if kind_of(node) == "u8" and isa in ("avx512", "avx2"):
+        return (rows, 2) if isa == "avx512" else (3, vectors)
+    return rows, vectors
 
 
 def kind_of(node: Node) -> str:
@@ -329,11 +332,7 @@ def emit(code: Code, step: Step) -> None:
             code.add(f"constexpr int o = 0, lanes = {n}; (void)lanes;")
             epilogue.write("sums" if kind != "u8" else f"(sums + load({epilogue.zero}))")
         return
-    tile_rows, vectors = TILES[_lanes(code.plan.isa)]
-    if kind == "u8" and code.plan.isa == "avx512":
-        vectors = 2  # two accumulators a vector
-    elif kind == "u8" and code.plan.isa == "avx2":
-        tile_rows = 3
+    tile_rows, vectors = tile_of(node, code.plan.isa)
     code.add(f"auto row = [&](int t) FORCE {{ return {row}; }};")
     zero = "F{}" if kind != "u8" else f"load({epilogue.zero} + o)"
     code.add(f"auto begin = [&](int o) FORCE {{ return {zero}; }};")

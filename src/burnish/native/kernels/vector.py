@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-LANES = {"avx512vnni": 16, "avx512": 16, "avx2": 8}  # others: 4
+LANES = {"avx512bf16": 16, "avx512vnni": 16, "avx512": 16, "avx2": 8}  # others: 4
 
 TEMPLATE = r"""
 #include <math.h>
