@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
 from burnish.graph.node import Graph, Node, input_node, scalar, weight
 from burnish.graph.ops import Op
-from burnish.graph.show import cost, show, summary
+from burnish.graph.show import cost, facts, show, summary
 from burnish.inputs import Input
 
 
@@ -84,3 +86,11 @@ def test_the_summary_names_what_dominates_and_the_floor():
     assert "LINEAR (4,) request  wide" in text
     assert "1000 candidates: 0.3 µs of products at 100 GMAC/s, 3.2 µs of table rows at 10 GB/s. Table rows decide." in text
     assert "Without request factoring the products take 1.0 µs." in text
+
+
+def test_the_facts_are_json_and_leave_constants_out():
+    told = json.loads(json.dumps(facts(ranker())))
+    assert told["request"]["macs"] == 64 and told["candidate"]["macs"] == 32
+    assert told["outputs"] == {"score": []}
+    assert {node["op"] for node in told["nodes"]} == {"LOOKUP", "RESHAPE", "LINEAR", "SUM", "SIGMOID"}
+    assert next(node for node in told["nodes"] if node["macs"] == 64)["weight"] == "wide"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from burnish.graph.node import Graph, Node
@@ -154,6 +154,28 @@ def _total(costs: Iterable[NodeCost]) -> Total:
     return Total(
         sum(c.macs for c in chosen), sum(c.flops for c in chosen), sum(c.weight_bytes for c in chosen), sum(c.row_bytes for c in chosen)
     )
+
+
+def facts(graph: Graph, candidates: int = 128) -> dict[str, Any]:
+    """The costs of a graph as JSON: totals of each side, bytes, the roofline in words, and every node that does something."""
+    c = cost(graph)
+    nodes = [
+        {"op": each.node.op.name, "shape": list(each.node.shape), "dtype": each.node.dtype, "side": each.side}
+        | {"weight": _weight_name(each.node).strip(), "macs": each.macs, "flops": each.flops}
+        | {"weight_bytes": each.weight_bytes, "row_bytes": each.row_bytes, "out_bytes": each.out_bytes}
+        for each in c.nodes
+        if each.out_bytes
+    ]
+    return {
+        "inputs": [_input_line(spec) for spec in graph.inputs],
+        "outputs": {name: list(node.shape) for name, node in graph.outputs},
+        "request": asdict(c.request),
+        "candidate": asdict(c.candidate),
+        "table_bytes": c.table_bytes,
+        "weight_bytes": c.weight_bytes,
+        "roofline": c.roofline(candidates),
+        "nodes": nodes,
+    }
 
 
 def show(graph: Graph) -> str:
