@@ -76,15 +76,13 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show the graph: sides, MACs, bytes, and what dominates."""
-    import msgspec
-
-    from burnish.graph.show import cost, show
+    from burnish.graph.show import facts, show, summary
 
     graph, _ = _captured(model)
     if as_json:
-        _print_json(msgspec.to_builtins(cost(graph)))
+        _print_json(facts(graph))
     else:
-        print(show(graph))
+        print(show(graph), summary(graph), sep="\n\n")
 
 
 @app.command("compile", epilog="Example: burnish compile job.toml --recipe int8 --backend native --out out/ranker")
