@@ -211,12 +211,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except usage_error as error:  # type: ignore[misc]
         said = error.format_message()
         return _fail(f"{said}{'' if said.endswith(('.', '?')) else '.'} `burnish --help` lists the commands", 2)
+    except ModuleNotFoundError as error:
+        if (error.name or "burnish").partition(".")[0] == "burnish":
+            return _fault(error)
+        return _fail(f"this needs the package {error.name}, which is not installed: pip install 'burnish[optimize]'", 2)
     except Exception as error:  # the last line of defence: whatever was not foreseen is a fault of ours, and must not look like the user's
-        met = f"{type(error).__name__}: {error}".splitlines()[0]
-        return _fail(f"a fault of burnish, not of your input: {met}. Please report it with the output under BURNISH_DEBUG=1", 3)
+        return _fault(error)
     if code == 130:  # how typer passes Ctrl-C on
         return _fail("stopped; nothing is half-written", 130)
     return code if isinstance(code, int) else 0
+
+
+def _fault(error: Exception) -> int:
+    met = f"{type(error).__name__}: {error}".splitlines()[0]
+    return _fail(f"a fault of burnish, not of your input: {met}. Please report it with the output under BURNISH_DEBUG=1", 3)
 
 
 def _fail(sentence: str, code: int) -> int:

@@ -77,6 +77,23 @@ def test_a_fault_of_ours_is_exit_code_3_and_asks_for_a_report(capsys, tmp_path, 
     assert "Traceback" in run(capsys, "plan", tmp_path)[2]
 
 
+def test_a_package_that_is_not_installed_is_named_with_what_installs_it(capsys, tmp_path, monkeypatch):
+    def without(out):
+        raise ModuleNotFoundError("No module named 'polars'", name="polars.io")
+
+    monkeypatch.setattr("burnish.search.output.read_report", without)
+    assert run(capsys, "plan", tmp_path) == (
+        2,
+        "",
+        "burnish: this needs the package polars.io, which is not installed: pip install 'burnish[optimize]'.\n",
+    )
+    monkeypatch.setattr("burnish.search.loop.find_spec", lambda name: None if name == "polars" else name)
+    assert run(capsys, "optimize", tmp_path / "job.toml", "--out", tmp_path / "out")[::2] == (
+        2,
+        "burnish: optimize needs polars, which is not installed. Install all it needs: pip install 'burnish[optimize]'.\n",
+    )
+
+
 def test_ctrl_c_is_one_sentence_and_exit_code_130(capsys, tmp_path, monkeypatch):
     def stopped(out):
         raise KeyboardInterrupt

@@ -70,3 +70,18 @@ def test_a_damaged_line_inside_is_told_with_its_number(tmp_path):
     path.write_bytes(b"".join([*lines[:2], b"{nonsense\n", *lines[3:]]))
     with pytest.raises(JobError, match=r"trials\.jsonl is damaged at line 3: .* Delete the directory and start again"):
         journal.read(path)
+
+
+def test_a_full_disk_is_one_sentence_and_costs_the_line_only(tmp_path, monkeypatch):
+    path = filled(tmp_path / "trials.jsonl")
+    write = os.write
+    with Journal.open(path, MARKS) as kept:
+        monkeypatch.setattr(os, "write", lambda fd, text: write(fd, text[:10]))
+        with pytest.raises(JobError) as caught:
+            kept.add(Line("build", "trial-9"))
+    assert str(caught.value) == f"cannot write {path}: No space left on device. Make room, and go on with --resume"
+    monkeypatch.undo()
+    with Journal.open(path, MARKS) as kept:
+        assert len(kept.lines) == 6
+        kept.add(Line("build", "trial-9"))
+    assert len(journal.read(path)) == 7

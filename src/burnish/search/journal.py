@@ -6,6 +6,7 @@ killed: it is cut off. The first line holds the fingerprint of everything the re
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from types import TracebackType
@@ -59,9 +60,12 @@ class Journal:
     def add(self, line: Line) -> Line:
         """Append a line; it is on the disk when this returns. What comes back is what a later run will read."""
         text = msgspec.json.encode(line) + b"\n"
-        if os.write(self._fd, text) != len(text):
-            raise JobError(f"cannot write {self.path}: the disk is full. Make room and go on with --resume")
-        os.fsync(self._fd)
+        try:
+            if os.write(self._fd, text) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._fd)
+        except OSError as error:
+            raise JobError(f"cannot write {self.path}: {error.strerror}. Make room, and go on with --resume") from None
         line = msgspec.json.decode(text, type=Line)
         self.lines.append(line)
         self._found[line.trial, line.step] = line

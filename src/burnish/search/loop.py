@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from importlib.util import find_spec
 from os import environ
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from burnish.search.subject import Subject
 from burnish.search.summary import summary
 from burnish.search.trial import Measurement, Plan, Rejected, Trial
 
-DEATHS = 3
+DEATHS = 3  # of the process in one step, until the step is given up
+NEEDS = ("torch", "polars", "scipy", "mlperf_loadgen", "altair")  # whatever the job; backends say for themselves what they lack
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -62,6 +64,9 @@ def optimize(
     from burnish.capture import load_model
 
     began = time.monotonic()
+    for package in NEEDS:
+        if find_spec(package) is None:
+            raise JobError(f"optimize needs {package}, which is not installed. Install all it needs: pip install 'burnish[optimize]'")
     out = Path(out)
     output.check(out)
     job = job if isinstance(job, Job) else Job.read(job)
