@@ -152,7 +152,16 @@ def test_batchnorm_goes_into_the_linear_before_it():
 
 
 def test_batchnorm_goes_into_the_linear_after_it():
-    assert one_linear(linear(batchnorm(x, Weights(2)), 5, 1)).inputs[0] is x
+    hidden = Node(Op.RELU, (x,))
+    graph = tidy(Graph([X], {"out": linear(batchnorm(hidden, Weights(2)), 5, 1)}))
+    assert_same_function(Graph([X], {"out": linear(batchnorm(hidden, Weights(2)), 5, 1)}), graph)
+    assert graph.outputs[0][1].op is Op.LINEAR and graph.outputs[0][1].inputs[0] is hidden
+
+
+def test_raw_features_stay_standardised_in_front_of_their_linear():
+    for raw in (x, part(x, 1, 4), Node(Op.CAST, (Node(Op.CAST, (x,), dtype="int64"),), dtype="float32")):
+        scaled = Node(Op.MUL, (raw, weight("s", np.full(raw.shape, 0.25, np.float32))))
+        assert tidied(linear(scaled, 5, 1)) is linear(scaled, 5, 1)
 
 
 def test_a_constant_minus_a_linear_is_a_linear():
@@ -166,10 +175,11 @@ def test_an_addend_goes_into_the_bias_beside_an_init_but_a_factor_does_not():
 
 
 def test_a_shift_that_would_cancel_digits_stays_in_front_of_its_linear():
-    far = linear(add(x, scalar(-1e6)), 5, 1)
+    hidden = Node(Op.RELU, (x,))
+    far = linear(add(hidden, scalar(-1e6)), 5, 1)
     assert tidied(far) is far
-    near = linear(Node(Op.MUL, (add(x, scalar(-1e6)), scalar(1e-6))), 5, 1)
-    assert one_linear(near).inputs[0] is x
+    near = linear(Node(Op.MUL, (add(hidden, scalar(-1e6)), scalar(1e-6))), 5, 1)
+    assert tidied(near).inputs[0] is hidden
 
 
 def test_a_scale_over_another_axis_than_the_columns_stays():

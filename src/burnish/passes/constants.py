@@ -143,7 +143,9 @@ def scale_and_shift_after_linear(node: Node, shared: Container[Node]) -> Node | 
 def scale_and_shift_before_linear(node: Node) -> Node | None:
     """LINEAR(x * s + c, W, b)  ->  LINEAR(x, W s, b + W c), for a chain of +, -, *, / with constants, one number or one a column.
 
-    Left alone: a shift of more than 64 after scaling, whose digits would be lost in the dot product.
+    Left alone:
+    1. a shift of more than 64 after scaling, whose digits would be lost in the dot product
+    2. raw features: standardised they lie alike around zero, which is what eight bits can hold; as they come they do not
     """
     if node.op is not Op.LINEAR:
         return None
@@ -152,11 +154,25 @@ def scale_and_shift_before_linear(node: Node) -> Node | None:
     if wb is None or found is None:
         return None
     x, s, c = found
-    if x.dtype != "float32" or np.abs(c).max() > MOST_SHIFT or not np.isfinite(s).all():
+    if x.dtype != "float32" or np.abs(c).max() > MOST_SHIFT or not np.isfinite(s).all() or _raw(x):
         return None
     w, b = wb
     after = _with(node, w * s, b + w.astype(np.float64) @ c)
     return after.with_inputs((x, *after.inputs[1:]))
+
+
+def _raw(x: Node) -> bool:
+    """Whether x is columns of inputs, only moved and cast."""
+    seen, stack = set[Node](), [x]
+    while stack:
+        value = stack.pop()
+        if value in seen or value.op is Op.INPUT:
+            continue
+        seen.add(value)
+        if value.op not in (Op.SLICE, Op.TAKE, Op.RESHAPE, Op.CAST, Op.CONCAT, Op.EXPAND, Op.TRANSPOSE):
+            return False
+        stack.extend(value.inputs)
+    return True
 
 
 def scale_and_shift(value: Node) -> tuple[Node, np.ndarray, np.ndarray] | None:
