@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ target = Input("target", "int64", ())
 
 def mlp(*widths, act=nn.ReLU):
     layers = []
-    for a, b in zip(widths, widths[1:]):
+    for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), act()]
     return nn.Sequential(*layers[:-1])
 

@@ -57,7 +57,10 @@ def test_an_onnx_file_is_named_and_not_read(tmp_path):
         ("ranker.py:loads", "{0}/ranker.py has no function 'loads'; it has Ranker, load, broken, number"),
         ("ranker.py:torch", "'torch' in {0}/ranker.py is a module, not a function that returns the model"),
         ("ranker.py:number", "ranker.py:number() returned an object of type int, expected an nn.Module"),
-        ("ranker.py:broken", "ranker.py:broken() failed: TypeError: Ranker.__init__() takes 1 positional argument but 2 were given at ranker.py:17"),
+        (
+            "ranker.py:broken",
+            "ranker.py:broken() failed: TypeError: Ranker.__init__() takes 1 positional argument but 2 were given at ranker.py:17",
+        ),
         ("ranker.py", "'ranker.py' does not say what to call. Write file.py:function, where function() returns the model"),
         ("gone.py:load", "no model file {0}/gone.py. Relative paths start at {0}"),
         ("model.bin", "'model.bin' is not a model burnish reads. Give a .pt2 or .onnx file, or file.py:function"),

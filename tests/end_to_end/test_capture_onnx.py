@@ -66,44 +66,80 @@ def N(op, *inputs, to="y", **attrs):
     return helper.make_node(op, list(inputs), to if isinstance(to, list) else [to], name=f"the_{op}", **attrs)
 
 
-def I(*values):
+def whole(*values):
     return np.array(values, np.int64)
 
 
 SMALL = {
     "Gemm with alpha, beta and transposes": (
-        [N("Gemm", "x", "w", "b", alpha=0.5, beta=2.0)], {"w": np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32), "b": np.ones((1, 3), np.float32)}
+        [N("Gemm", "x", "w", "b", alpha=0.5, beta=2.0)],
+        {"w": np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32), "b": np.ones((1, 3), np.float32)},
     ),
     "a shape chain": (
-        [N("Shape", "x", to="s"), N("Gather", "s", "zero", to="n"), N("Unsqueeze", "n", "zero1", to="n1"), N("Concat", "n1", "two", "minus", to="t", axis=0),
-         N("Reshape", "x", "t", to="r"), N("ReduceMax", "r", "minus", to="y", keepdims=0)],
-        {"zero": np.array(0, np.int64), "zero1": I(0), "two": I(2), "minus": I(-1)},
+        [
+            N("Shape", "x", to="s"),
+            N("Gather", "s", "zero", to="n"),
+            N("Unsqueeze", "n", "zero1", to="n1"),
+            N("Concat", "n1", "two", "minus", to="t", axis=0),
+            N("Reshape", "x", "t", to="r"),
+            N("ReduceMax", "r", "minus", to="y", keepdims=0),
+        ],
+        {"zero": np.array(0, np.int64), "zero1": whole(0), "two": whole(2), "minus": whole(-1)},
     ),
     "zeros of the batch, and a slice backwards": (
-        [N("Shape", "x", to="s"), N("ConstantOfShape", "s", to="z"), N("Slice", "x", "from", "to", "one", "minus", to="back"), N("Add", "z", "back")],
-        {"from": I(-1), "to": I(-100), "one": I(1), "minus": I(-1)},
+        [
+            N("Shape", "x", to="s"),
+            N("ConstantOfShape", "s", to="z"),
+            N("Slice", "x", "from", "to", "one", "minus", to="back"),
+            N("Add", "z", "back"),
+        ],
+        {"from": whole(-1), "to": whole(-100), "one": whole(1), "minus": whole(-1)},
     ),
     "split, pad, tile, trilu": (
-        [N("Split", "x", to=["a", "b"], axis=1, num_outputs=2), N("Concat", "b", "a", to="c", axis=1), N("Pad", "c", "widths", "half", to="p"),
-         N("Tile", "p", "times", to="t"), N("Reshape", "t", "square", to="q"), N("Trilu", "q", upper=0)],
-        {"widths": I(0, 1, 0, 1), "half": np.array(0.5, np.float32), "times": I(1, 2), "square": I(0, 3, 4)},
+        [
+            N("Split", "x", to=["a", "b"], axis=1, num_outputs=2),
+            N("Concat", "b", "a", to="c", axis=1),
+            N("Pad", "c", "widths", "half", to="p"),
+            N("Tile", "p", "times", to="t"),
+            N("Reshape", "t", "square", to="q"),
+            N("Trilu", "q", upper=0),
+        ],
+        {"widths": whole(0, 1, 0, 1), "half": np.array(0.5, np.float32), "times": whole(1, 2), "square": whole(0, 3, 4)},
     ),
     "einsum with an ellipsis and two operands": (
-        [N("Einsum", "x", "w", equation="...i,oi->...o")], {"w": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)}
+        [N("Einsum", "x", "w", equation="...i,oi->...o")],
+        {"w": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)},
     ),
     "topk, gathered": (
-        [N("TopK", "x", "two", to=["v", "i"]), N("GatherElements", "x", "i", to="g", axis=1), N("Sub", "g", "v", to="d"), N("Add", "d", "v")], {"two": I(2)}
+        [
+            N("TopK", "x", "two", to=["v", "i"]),
+            N("GatherElements", "x", "i", to="g", axis=1),
+            N("Sub", "g", "v", to="d"),
+            N("Add", "d", "v"),
+        ],
+        {"two": whole(2)},
     ),
     "activations": (
-        [N("Selu", "x", to="a"), N("HardSigmoid", "x", to="b"), N("Celu", "x", to="c", alpha=0.7), N("Softplus", "x", to="d"), N("Softsign", "x", to="e"),
-         N("Sum", "a", "b", "c", "d", "e")], {}
+        [
+            N("Selu", "x", to="a"),
+            N("HardSigmoid", "x", to="b"),
+            N("Celu", "x", to="c", alpha=0.7),
+            N("Softplus", "x", to="d"),
+            N("Softsign", "x", to="e"),
+            N("Sum", "a", "b", "c", "d", "e"),
+        ],
+        {},
     ),
     "convolution and pools": (
-        [N("Unsqueeze", "x", "one", to="u"), N("Conv", "u", "w", to="c", pads=[1, 1]), N("MaxPool", "c", to="m", kernel_shape=[2], strides=[2]),
-         N("GlobalAveragePool", "m")],
-        {"one": I(1), "w": np.random.default_rng(0).normal(size=(3, 1, 3)).astype(np.float32)},
+        [
+            N("Unsqueeze", "x", "one", to="u"),
+            N("Conv", "u", "w", to="c", pads=[1, 1]),
+            N("MaxPool", "c", to="m", kernel_shape=[2], strides=[2]),
+            N("GlobalAveragePool", "m"),
+        ],
+        {"one": whole(1), "w": np.random.default_rng(0).normal(size=(3, 1, 3)).astype(np.float32)},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -115,7 +151,7 @@ def test_small_graphs_by_hand_agree_with_onnxruntime(name, tmp_path):
 
 def test_a_table_in_external_data_is_mapped_and_not_read(tmp_path):
     table = np.random.default_rng(0).normal(size=(5000, 16)).astype(np.float32)
-    path = by_hand([N("Gather", "table", "x", to="e"), N("ReduceSum", "e", "axes", keepdims=0)], {"table": table, "axes": I(1, 2)},
+    path = by_hand([N("Gather", "table", "x", to="e"), N("ReduceSum", "e", "axes", keepdims=0)], {"table": table, "axes": whole(1, 2)},
                    tmp_path / "m.onnx", elem=TensorProto.INT64)  # fmt: skip
     model = onnx.load(path)
     onnx.save(model, path, save_as_external_data=True, location="m.data", size_threshold=1000)
@@ -131,12 +167,21 @@ def test_a_table_in_external_data_is_mapped_and_not_read(tmp_path):
 
 BACKEND = 'or serve the model as it came: backend="eager".'
 REFUSED = {
-    "unknown op": ([N("Det", "q", to="y")], "no burnish op for onnx::Det at node 'the_Det' of m.onnx. Add a row to graph/ops.py (docs/adding_an_op.md), " + BACKEND),
-    "mixing": ([N("Softmax", "x", axis=0)], "softmax over the rows at node 'the_Softmax' of m.onnx mixes the rows of a batch, so a row has no score of its "
-               "own. Take it out of the model, " + BACKEND),
-    "random": ([N("RandomNormalLike", "x")], "onnx::RandomNormalLike at node 'the_RandomNormalLike' of m.onnx draws random numbers, so a row has no fixed score. "
-               "Export in evaluation mode, " + BACKEND),
-}  # fmt: skip
+    "unknown op": (
+        [N("Det", "q", to="y")],
+        "no burnish op for onnx::Det at node 'the_Det' of m.onnx. Add a row to graph/ops.py (docs/adding_an_op.md), " + BACKEND,
+    ),
+    "mixing": (
+        [N("Softmax", "x", axis=0)],
+        "softmax over the rows at node 'the_Softmax' of m.onnx mixes the rows of a batch, so a row has no score of its own. "
+        "Take it out of the model, " + BACKEND,
+    ),
+    "random": (
+        [N("RandomNormalLike", "x")],
+        "onnx::RandomNormalLike at node 'the_RandomNormalLike' of m.onnx draws random numbers, so a row has no fixed score. "
+        "Export in evaluation mode, " + BACKEND,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -144,7 +189,7 @@ def test_what_cannot_be_captured_is_refused_by_name(name, tmp_path):
     nodes, sentence = REFUSED[name]
     if name == "unknown op":
         nodes = [N("Reshape", "x", "square", to="q"), *nodes]
-    path = by_hand(nodes, {"square": I(-1, 2, 2)}, tmp_path / "m.onnx")
+    path = by_hand(nodes, {"square": whole(-1, 2, 2)}, tmp_path / "m.onnx")
     with pytest.raises(CaptureError) as caught:
         capture(path, [x])
     assert str(caught.value) == sentence
