@@ -47,6 +47,10 @@ static void step_5(ranker &r, i64 M, i64 q) {  // mean
   float *v2 = (float *)(r.arena + 320);
   for (i64 m = 0; m < M; m++) reduce_row<MEAN_OF, 1, 3, 6>((v1 + m * 32), (v2 + m * 6));
 }
+static void prefetch_request(const ranker &r, i64 from, i64 count) {
+}
+static void prefetch_candidate(const ranker &r, i64 from, i64 count) {
+}
 static void rows_from(ranker &r, const void *const *inputs, i64 at) {
   r.half[0] = {(const char *)inputs[0] + at * 48, 12, nullptr};
   r.half[1] = {(const char *)inputs[1] + at * 3, 3, nullptr};

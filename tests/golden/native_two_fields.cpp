@@ -91,6 +91,14 @@ static void step_8(ranker &r, i64 M, i64 q) {  // sigmoid
     store(v2 + i, y3);
   }
 }
+static void prefetch_request(const ranker &r, i64 from, i64 count) {
+}
+static void prefetch_candidate(const ranker &r, i64 from, i64 count) {
+  const TableF32 table1 = {(const float *)r.w[1], nullptr};
+  prefetch_rows<1, 1, 64, int64_t>(r, 1, from, count, 0, (const char *)table1.p, r.rows[1], nullptr);
+  const TableF32 table2 = {(const float *)r.w[2], nullptr};
+  prefetch_rows<1, 1, 64, int64_t>(r, 1, from, count, 1, (const char *)table2.p, r.rows[2], nullptr);
+}
 static void rows_from(ranker &r, const void *const *inputs, i64 at) {
   r.half[0] = {(const char *)inputs[0] + at * 20, 5, nullptr};
   r.half[1] = {(const char *)inputs[1] + at * 16, 2, nullptr};

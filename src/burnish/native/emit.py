@@ -10,7 +10,7 @@ from importlib import resources
 from burnish.graph.node import Graph
 from burnish.native import pack
 from burnish.native.code import Code, Entry
-from burnish.native.kernels import table
+from burnish.native.kernels import lookup, table
 from burnish.native.plan import ALIGN, CTYPES, SIZES, SLACK, Plan, Step, size
 
 
@@ -110,6 +110,11 @@ PUBLIC void ranker_close(ranker *r) {
   unmap(r->map, r->mapped);
   free(r->memory);
 }
+// Table rows come from memory while the rows before them are computed
+static void ask(const ranker &r, i64 from, i64 count, i64 q) {
+  if (q) prefetch_request(r, from, count);
+  prefetch_candidate(r, from, count);
+}
 PUBLIC int ranker_rows(ranker *handle, i64 n, const void *const *inputs, void *const *outputs) {
   ranker &r = *handle;
   r.bad = 0;
@@ -117,6 +122,8 @@ PUBLIC int ranker_rows(ranker *handle, i64 n, const void *const *inputs, void *c
     const i64 M = n - at < BLOCK ? n - at : BLOCK;
     r.first_row = at;
     rows_from(r, inputs, at);
+    if (at == 0) ask(r, 0, M, 1);
+    ask(r, M, n - at - M < BLOCK ? n - at - M : BLOCK, 1);
     request_side(r, M, 1);
     candidate_side(r, M, 1);
     write_outputs(r, M, 1, at, outputs);
@@ -135,6 +142,9 @@ PUBLIC int ranker_requests(ranker *handle, i64 requests, const i64 *offsets, con
       const i64 M = offsets[i + 1] - at < BLOCK ? offsets[i + 1] - at : BLOCK;
       r.first_row = at;
       candidates_from(r, inputs, at);
+      const i64 left = offsets[i + 1] - at - M;
+      if (at == offsets[i]) ask(r, 0, M, 0);
+      ask(r, M, left < BLOCK ? left : BLOCK, 0);
       candidate_side(r, M, 0);
       write_outputs(r, M, 0, at, outputs);
     }
@@ -154,6 +164,7 @@ def emit(plan: Plan) -> Source:
     for side in ("request", "candidate"):
         calls = "".join(f"  step_{i}(r, M, q);\n" for i, step in enumerate(plan.steps) if step.side == side)
         sides.append(f"static void {side}_side(ranker &r, i64 M, i64 q) {{\n{calls}}}\n")
+        _prefetch(code, side)
     _feeds(code)
     outputs = _outputs(code)
     entries = tuple(code.entries)
@@ -202,6 +213,17 @@ def _step(code: Code, number: int, step: Step) -> None:
     told = " -> ".join(node.op.name.lower() for node in step.nodes)
     code.lines.append(f"static void step_{number}(ranker &r, i64 M, i64 q) {{  // {told}")
     table.emit(code, step)
+    code.lines.append("}")
+
+
+def _prefetch(code: Code, side: str) -> None:
+    """A function that asks for the table rows that a side's lookups will read for some of the caller's rows."""
+    code.refs, code.known, code.count = {}, {}, 0
+    code.lines.append(f"static void prefetch_{side}(const ranker &r, i64 from, i64 count) {{")
+    for step in code.plan.steps:
+        if step.side == side:
+            code.step = step
+            lookup.emit_prefetch(code, step)
     code.lines.append("}")
 
 

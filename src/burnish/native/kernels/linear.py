@@ -191,12 +191,12 @@ INL void columns(int T, int &t, const typename Dot::W *w, int first, Row row, Be
 template <class Dot, int N, int KG, int MR, int NV, class Row, class Begin, class End>
 INL void products(int T, const typename Dot::W *w, Row row, Begin begin, End end) {
   constexpr int NALL = (N + 15) / 16 * 16 / LANES, REST = NALL % NV;
-  constexpr bool WHOLE = REST != 0 ? N >= (NALL - REST) * LANES : N % LANES == 0; // in the main loop
+  constexpr bool WHOLE = REST != 0 ? N >= (NALL - REST) * LANES : N % 16 == 0; // in the main loop: panels are padded to 16
   if (T == 1) { // one row: as many outputs in flight as the registers hold
     constexpr int LONG = NALL < MR * NV ? NALL : MR * NV > 16 ? 16 : MR * NV, LAST = NALL % LONG;
     ROLLED
-    for (int v = 0; v + LONG <= NALL; v += LONG) tile<Dot, NALL, KG, N % LANES == 0, 1, LONG>(0, w, v, row, begin, end);
-    if constexpr (LAST != 0) tile<Dot, NALL, KG, N % LANES == 0, 1, LAST>(0, w, NALL - LAST, row, begin, end);
+    for (int v = 0; v + LONG <= NALL; v += LONG) tile<Dot, NALL, KG, N % 16 == 0, 1, LONG>(0, w, v, row, begin, end);
+    if constexpr (LAST != 0) tile<Dot, NALL, KG, N % 16 == 0, 1, LAST>(0, w, NALL - LAST, row, begin, end);
     return;
   }
   ROLLED
@@ -209,8 +209,8 @@ INL void products(int T, const typename Dot::W *w, Row row, Begin begin, End end
   }
   if constexpr (REST != 0) {
     int t = 0;
-    columns<Dot, NALL, KG, N % LANES == 0, MR, REST>(T, t, w, NALL - REST, row, begin, end);
-    columns<Dot, NALL, KG, N % LANES == 0, 1, REST>(T, t, w, NALL - REST, row, begin, end);
+    columns<Dot, NALL, KG, N % 16 == 0, MR, REST>(T, t, w, NALL - REST, row, begin, end);
+    columns<Dot, NALL, KG, N % 16 == 0, 1, REST>(T, t, w, NALL - REST, row, begin, end);
   }
 }
 // A linear with few outputs: vectors along the K inputs. Weights (N, K rounded up to 64), zeros behind K.

@@ -6,10 +6,12 @@ the packed file, so a checkpoint with more rows fits the same code; an id outsid
 
 from __future__ import annotations
 
+import math
+
 from burnish.graph.node import Node
 from burnish.graph.ops import Op
 from burnish.native.code import Code
-from burnish.native.plan import Step, size
+from burnish.native.plan import Step, ctype, size, source
 
 TEMPLATE = r"""
 // Tables: get(id, c) gives LANES values of a row from column c on
@@ -17,25 +19,21 @@ struct TableF32 {
   const float *p;
   const float *unused;
   template <int W> INLINE F get(i64 id, int c) const { return load(p + id * W + c); }
-  template <int W> INLINE const void *at(i64 id) const { return p + id * W; }
 };
 struct TableBF16 {
   const uint16_t *p;
   const float *unused;
   template <int W> INLINE F get(i64 id, int c) const { return float_of(I(to<uint32_t>(load(p + id * W + c)) << 16)); }
-  template <int W> INLINE const void *at(i64 id) const { return p + id * W; }
 };
 struct TableF16 {
   const uint16_t *p;
   const float *unused;
   template <int W> INLINE F get(i64 id, int c) const { return widen_f16(load(p + id * W + c)); }
-  template <int W> INLINE const void *at(i64 id) const { return p + id * W; }
 };
 struct TableS8 {
   const int8_t *p;
   const float *scale;
   template <int W> INLINE F get(i64 id, int c) const { return to<float>(to<int32_t>(load(p + id * W + c))) * splat(scale[id]); }
-  template <int W> INLINE const void *at(i64 id) const { return p + id * W; }
 };
 struct TableS4 {
   const uint8_t *p;
@@ -47,7 +45,6 @@ struct TableS4 {
     for (int i = 0; i < LANES; i++) v[i] = (int32_t)((uint32_t)row[i / 2] << (i % 2 ? 24 : 28)) >> 28;
     return to<float>(v) * splat(scale[id]);
   }
-  template <int W> INLINE const void *at(i64 id) const { return p + id * (W / 2); }
 };
 INL i64 checked(ranker &r, i64 id, i64 rows, int table, i64 m) {
   if (__builtin_expect((uint64_t)id < (uint64_t)rows, 1)) return id;
@@ -65,6 +62,24 @@ template <int W, class T> INL void lookup_row(const T &table, i64 id, float *y) 
   ROLLED
   for (int c = 256; c < W / LANES * LANES; c += LANES) store(y + c, table.template get<W>(id, c));
   if constexpr (W % LANES != 0) store_some(y + W / LANES * LANES, table.template get<W>(id, W / LANES * LANES), W % LANES);
+}
+// Ask for the table rows of ids that the caller's rows `from` .. `from + count` hold, N of them from value `skip` of the half's row on.
+// Tables that fit the near caches are left alone, and so are ids outside: nothing here can fault.
+template <int N, int COLUMNS_OF, int ROW_BYTES, class T>
+INL void prefetch_rows(const ranker &r, int half, i64 from, i64 count, int skip, const char *table, i64 rows, const float *scales) {
+  const ranker::Half &h = r.half[half];
+  if (rows * ROW_BYTES < 1 << 18) return;
+  const T *x = (const T *)h.rows + from * h.stride;
+  for (i64 m = 0; m < count; m++, x += h.stride)
+    for (int t = 0; t < N; t++) {
+      const int at = skip + t;
+      const uint64_t id = (uint64_t)(i64)x[h.columns ? h.columns[at / COLUMNS_OF] * COLUMNS_OF + at % COLUMNS_OF : at];
+      if (id >= (uint64_t)rows) continue;
+      const char *row = table + id * ROW_BYTES;
+      UNROLL
+      for (int c = 0; c < ROW_BYTES && c < 1024; c += 64) __builtin_prefetch(row + c);
+      if (scales) __builtin_prefetch(scales + id);
+    }
 }
 enum { BAG_SUM, BAG_MEAN, BAG_MAX };
 template <int W, int LENGTH, int MODE, bool WEIGHTED, class T, class Id>
@@ -157,3 +172,24 @@ def declare(code: Code, table: Node) -> tuple[str, int]:
     )
     code.add(f"const {kind} {name} = {{(const {element} *)r.w[{number}], nullptr}};")
     return name, number
+
+
+def emit_prefetch(code: Code, step: Step) -> None:
+    """For a lookup whose ids are an input's: ask for the table rows of the caller's rows `from` .. `from + count`."""
+    node = step.head
+    if node is None or node.op not in (Op.LOOKUP, Op.BAG):
+        return
+    table, ids = node.inputs[:2]
+    value, skip = source(ids)
+    if value.op is not Op.INPUT or value.side != step.side:
+        return
+    half = value["half"]
+    halves = [h for spec in code.plan.graph.inputs for h in spec.halves]
+    inner = math.prod(half.shape[1:])
+    name, number = declare(code, table)
+    row_bytes = {"s8": 1.0, "s4": 0.5, "bf16": 2.0, "f16": 2.0, "f32": 4.0}[table_kind(table)] * table.shape[1]
+    scales = f"{name}.scale" if table.op is Op.DEQUANTIZE else "nullptr"
+    code.add(
+        f"prefetch_rows<{size(ids)}, {inner}, {int(row_bytes)}, {ctype(value)}>(r, {halves.index(half)}, from, count, {skip}, "
+        f"(const char *){name}.p, r.rows[{number}], {scales});"
+    )
