@@ -171,9 +171,8 @@ def test_a_layer_reaches_its_readers_through_what_treats_neurons_alone():
         lambda h, x: Node(Op.SUM, (h,), axes=(0,)),
         lambda h, x: Node(Op.SLICE, (h,), axis=0, start=0, stop=9),
         lambda h, x: Node(Op.LAYERNORM, (h, weight("g", np.ones(40, np.float32)), weight("z", np.zeros(40, np.float32))), eps=1e-5),
-        lambda h, x: testing.concat([h, relu(h)]),
     ],
-    ids=["output", "softmax", "add", "sum", "slice", "layernorm", "twice"],
+    ids=["output", "softmax", "add", "sum", "slice", "layernorm"],
 )
 def test_neurons_that_meet_anything_else_are_left(meets):
     rng = np.random.default_rng(4)
@@ -184,6 +183,33 @@ def test_neurons_that_meet_anything_else_are_left(meets):
     graph = Graph([x], {"y": top} if met is not hidden else {"y": top, "h": hidden})
     assert layers(graph) == []
     assert prune(graph, rows_of_x(100, 40, rng), keep=0.5) is graph
+
+
+def test_neurons_of_several_linears_that_meet_are_pruned_together():
+    """Experts under a gate, a product of two linears, a layer that is skipped, both signs of one value side by side."""
+    rng = np.random.default_rng(8)
+    x = Input("x", "float32", (20,))
+    value = input_node(x)
+
+    def made(v: Node, n: int, name: str) -> Node:
+        return linear(v, rng.normal(size=(n, v.shape[-1])) / v.shape[-1] ** 0.5, rng.normal(size=n) / 9, name)
+
+    experts = testing.concat([testing.reshape(relu(made(value, 48, f"expert{i}")), 1, 48) for i in range(3)])
+    gate = testing.reshape(Node(Op.SOFTMAX, (made(value, 3, "gate"),), axis=0), 3, 1)
+    mixed = Node(Op.SUM, (Node(Op.MUL, (experts, gate)),), axes=(0,))
+    product = Node(Op.MUL, (made(mixed, 40, "a"), Node(Op.SIGMOID, (made(value, 40, "b"),))))
+    first = relu(made(product, 64, "first"))
+    skipped = Node(Op.ADD, (first, made(relu(made(first, 32, "inner")), 64, "second")))
+    both = testing.concat([relu(skipped), relu(Node(Op.NEG, (skipped,)))])
+    graph = Graph([x], {"y": made(both, 1, "top")})
+    assert sorted(sorted(node.inputs[1]["weight"].name for node in layer.linears) for layer in layers(graph)) == [
+        ["a", "b"], ["expert0", "expert1", "expert2"], ["first", "second"], ["inner"]
+    ]  # fmt: skip
+    rows = rows_of_x(2000, 20, rng)
+    found = verify(prune(graph, rows, keep=0.7))
+    assert sorted(shapes(found)) == sorted([*[(48, 20)] * 3, (3, 20), (32, 48), (32, 20), (48, 32), (32, 48), (48, 32), (1, 96)])
+    (want,), (got,) = (list(interpret(each, rows).values()) for each in (graph, found))
+    assert np.mean((got - want) ** 2) < 0.2 * want.var()
 
 
 def test_layers_behind_one_another_shrink_on_both_sides():

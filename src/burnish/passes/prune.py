@@ -39,15 +39,18 @@ class Reader:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A LINEAR whose outputs are hidden neurons: `between` are the nodes on the way that treat each neuron by itself."""
+    """LINEARs whose outputs are the same hidden neurons, more than one where they are added, multiplied or stacked neuron by neuron.
 
-    node: Node
+    `between` are the nodes, they and others, that treat each neuron by itself on the way to the readers.
+    """
+
+    linears: tuple[Node, ...]
     between: frozenset[Node] = field(repr=False)
     readers: tuple[Reader, ...] = field(repr=False)
 
     @property
     def width(self) -> int:
-        return self.node.shape[-1]
+        return self.linears[0].shape[-1]
 
     @property
     def sizes(self) -> list[int]:
@@ -86,48 +89,76 @@ def prune(graph: Graph, calibration: Rows, loss: float = 0.0003, keep: float | s
 
 
 def layers(graph: Graph, narrowest: int = LEAST) -> list[Layer]:
-    """The linears whose neurons reach nothing but linears, each neuron alone.
+    """The layers whose neurons reach nothing but linears, each neuron alone.
 
-    Between may stand pointwise ops with constants or with other values of the same neurons, reductions over other axes, and concatenations
-    with other things. Left alone: a neuron that is an output or that meets anything else, and a linear with an init.
+    Between may stand what `_each_alone` lists, and concatenations with other things. Where neurons of two linears meet, as experts under a
+    gate do, or a layer and what it skips, they are pruned together. Left alone: a neuron that is an output or that meets anything else,
+    and a linear with an init.
     """
-    found = []
-    for i, node in enumerate(graph.order):
-        if is_plain(node) and len(node.inputs) == 3 and node.shape[-1] >= narrowest:
-            layer = _layer(node, graph.order[i + 1 :], {value for _, value in graph.outputs})
+    users, outputs = graph.users(), {value for _, value in graph.outputs}
+    found: list[Layer] = []
+    for node in graph.order:
+        if _makes_neurons(node) and node.shape[-1] >= narrowest and not any(node in layer.linears for layer in found):
+            layer = _layer(node, users, outputs)
             if layer is not None:
                 found.append(layer)
     return found
 
 
-def _layer(node: Node, after: Sequence[Node], outputs: set[Node]) -> Layer | None:
-    alone = {node}  # values (..., width) whose entry i depends on neuron i only
-    joined: dict[Node, int] = {}  # concatenations of one of them with other things: where it begins
+def _layer(first: Node, users: Mapping[Node, Sequence[Node]], outputs: set[Node]) -> Layer | None:
+    width = first.shape[-1]
+    alone: dict[Node, None] = {}  # values (..., width) whose entry i depends on neuron i only
+    joined: dict[Node, None] = {}  # concatenations of them with other things
     readers: list[Reader] = []
-    for user in after:
-        met = [v for v in user.inputs if v in alone or v in joined]
-        if not met:
+    waiting = [first]
+    while waiting:
+        value = waiting.pop()
+        if value in alone:
             continue
-        if is_plain(user) and met == [user.inputs[0]] and user.inputs[1].shape[1] <= WIDEST:
-            readers.append(Reader(user, joined.get(met[0], 0)))
-        elif all(v in alone for v in met) and _each_alone(user, alone, node.shape[-1]):
-            alone.add(user)
-        elif user.op is Op.CONCAT and user["axis"] == len(user.shape) - 1 and len(met) == 1 and met[0] in alone:
-            joined[user] = bounds(user.inputs, user["axis"])[user.inputs.index(met[0])][0]
-        else:
-            return None
-    if not readers or outputs & {*alone, *joined}:
+        alone[value] = None
+        if not _makes_neurons(value):
+            if not _each_alone(value, width):
+                return None
+            waiting.extend(v for v in value.inputs if v.side != "constant" and v.shape[-1:] == (width,))
+        for user in dict.fromkeys(users[value]):
+            if is_plain(user) and user.inputs[0] is value and user.inputs.count(value) == 1:
+                readers.append(Reader(user, 0))
+            elif user.op is Op.CONCAT and user["axis"] == len(user.shape) - 1:
+                spans = zip(user.inputs, bounds(user.inputs, user["axis"]))
+                starts = [start for part, (start, _) in spans if part is value]
+                if not all(is_plain(reader) and reader.inputs[0] is user and reader.inputs.count(user) == 1 for reader in users[user]):
+                    return None
+                joined[user] = None
+                readers.extend(Reader(reader, start) for reader in users[user] for start in starts)
+            else:
+                waiting.append(user)
+    if not readers or outputs & {*alone, *joined} or any(reader.node.inputs[1].shape[1] > WIDEST for reader in readers):
         return None
-    return Layer(node, frozenset((*alone, *joined)), tuple(readers))
+    return Layer(tuple(v for v in alone if _makes_neurons(v)), frozenset((*alone, *joined)), tuple(readers))
 
 
-def _each_alone(user: Node, alone: set[Node], width: int) -> bool:
-    """Whether entry i of `user`, (..., width), depends on entry i of operands in `alone` and on constants only."""
-    if not user.shape or user.shape[-1] != width:
+def _makes_neurons(node: Node) -> bool:
+    return is_plain(node) and len(node.inputs) == 3
+
+
+def _each_alone(node: Node, width: int) -> bool:
+    """Whether entry i of `node`, (..., width), depends on entry i of its operands only, and on what is the same for all entries.
+
+    1. Pointwise ops, of values (..., width), (..., 1) or ()    2. SUM, MEAN, MAX, MIN, PROD over other axes
+    3. CONCAT, SLICE, TAKE, SOFTMAX along other axes            4. RESHAPE, EXPAND, TRANSPOSE that leave the last axis as it is
+    """
+    last = len(node.shape) - 1
+    if node.shape[-1:] != (width,) or not node.inputs:
         return False
-    if user.op in REDUCE:
-        return len(user.inputs[0].shape) - 1 not in user["axes"]
-    return user.op in POINTWISE and all(v in alone or v.side == "constant" for v in user.inputs)
+    if node.op in POINTWISE:
+        return all(v.shape[-1:] in ((width,), (1,), ()) for v in node.inputs)
+    if node.inputs[0].shape[-1:] != (width,):
+        return False
+    if node.op in REDUCE:
+        return len(node.inputs[0].shape) - 1 not in node["axes"]
+    if node.op in (Op.CONCAT, Op.SLICE, Op.TAKE, Op.SOFTMAX):
+        return node["axis"] != last
+    return node.op in (Op.RESHAPE, Op.EXPAND) or (node.op is Op.TRANSPOSE and node["perm"][-1] == last)
 
 
 def removal(layer: Layer, seen: Mapping[Node, Moments]) -> np.ndarray:
@@ -161,15 +192,14 @@ def pruned(graph: Graph, kept: Mapping[Layer, np.ndarray], seen: Mapping[Node, M
 
     With the rows `refit`, so is every other linear behind them, and each to make up for what the others lose.
     """
-    rows = {layer.node: stay for layer, stay in kept.items()}
+    rows = {node: stay for layer, stay in kept.items() for node in layer.linears}
     columns: dict[Node, np.ndarray] = {}  # LINEAR -> which entries of its input remain
-    between: dict[Node, list[tuple[Layer, np.ndarray]]] = {}
+    between: dict[Node, tuple[int, np.ndarray]] = {}
     for layer, stay in kept.items():
         for reader in layer.readers:
             there = columns.setdefault(reader.node, np.ones(reader.node.inputs[1].shape[1], bool))
             there[reader.start : reader.start + layer.width] = np.isin(np.arange(layer.width), stay)
-        for node in layer.between:
-            between.setdefault(node, []).append((layer, stay))
+        between.update({node: (layer.width, stay) for node in layer.between if _each_alone(node, layer.width)})
 
     def change(node: Node, operands: tuple[Node, ...]) -> Node:
         if is_plain(node) and (node in columns or node in rows or operands != node.inputs):
@@ -184,9 +214,11 @@ def pruned(graph: Graph, kept: Mapping[Layer, np.ndarray], seen: Mapping[Node, M
             if node in rows:
                 w, b = w[rows[node]], b[rows[node]]
             return Node(Op.LINEAR, (x, weight(name, w), weight(f"{name}.bias", b), *init))
-        if node in between and node.op in POINTWISE:
-            ((layer, stay),) = between[node]
-            operands = tuple(_entries(v, stay, layer.width) if v.side == "constant" else v for v in operands)
+        if node in between:
+            width, stay = between[node]
+            operands = tuple(_entries(v, stay, width) if v.side == "constant" else v for v in operands)
+            if node.op in (Op.RESHAPE, Op.EXPAND):
+                return Node(node.op, operands, shape=(*node.shape[:-1], len(stay)))
         return node if operands == node.inputs else node.with_inputs(operands)
 
     return graph.map(change)
