@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -327,9 +328,7 @@ def test_a_retrained_checkpoint_reuses_the_library(tmp_path: Path) -> None:
     assert sources[0] == sources[1]
 
 
-def test_threads_score_side_by_side(tmp_path: Path) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
+def test_calls_from_several_threads_run_side_by_side(tmp_path: Path) -> None:
     graph = model_cases()["dcn_v2"]
     engine, _ = built(graph, tmp_path)
     tables = [rows(graph, 64, seed=i) for i in range(8)]
@@ -338,7 +337,26 @@ def test_threads_score_side_by_side(tmp_path: Path) -> None:
         for _ in range(20):
             for got, expected in zip(pool.map(lambda given: engine.rows(given, 64)["score"], tables), want):
                 np.testing.assert_array_equal(got, expected)
+    assert len(engine._free) <= 4  # as many handles as calls ever ran at once
     engine.close()
+
+
+@pytest.mark.parametrize("n", [1, 95, 96, 97, 145, 500])
+def test_a_call_shared_by_threads_gives_the_same_bits(n: int, tmp_path: Path) -> None:
+    graph = model_cases()["dcn_v2 mixed columns"]
+    backend = Native()
+    program = backend.build(graph, HERE, tmp_path)
+    one, three = (backend.open(tmp_path, program, graph.inputs, threads) for threads in (1, 3))
+    given = one_request(graph, rows(graph, n, seed=n))
+    request, candidates = (contiguous(part) for part in as_request(graph, given))
+    want = one.rows(given, n)["score"]
+    np.testing.assert_array_equal(three.rows(given, n)["score"], want)
+    np.testing.assert_array_equal(three.request(request, candidates, n)["score"], want)
+    given["cat"][n - 1, 6] = 50
+    with pytest.raises(InputError, match=rf"input 'cat' has id 50 at row {n - 1}, column 6"):
+        three.rows(given, n)
+    three.close()
+    one.close()
 
 
 def test_another_system_compiler_gives_the_same_int8_bits(tmp_path: Path) -> None:

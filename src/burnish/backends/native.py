@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import math
 import shutil
 import tempfile
-import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
     from burnish.graph.node import Graph
 
 ABI = 1
-BAD_ID, BAD_INPUT = 1, 2
 
 
 class Native:
@@ -69,7 +71,7 @@ class Native:
                 f"{directory} was compiled for {program.target}, and this machine lacks {', '.join(lacks)}. "
                 f"Compile it for this machine, or with --target {Host.here().isa}"
             )
-        return NativeEngine(Path(directory), inputs, program.facts)
+        return NativeEngine(Path(directory), inputs, program.facts, threads)
 
 
 def is_named_table(entry: Any) -> bool:
@@ -87,65 +89,99 @@ class _Fault(ctypes.Structure):
 
 
 class NativeEngine:
-    """Calls a program through ctypes; the GIL is released meanwhile. Each thread that calls gets a handle of its own."""
+    """Calls a program through ctypes; the GIL is released meanwhile.
+
+    A call takes a handle that no other call has, so as many are opened as calls ever ran at once. With `threads` more than 1 a large call
+    is shared out in parts; a row's bits do not depend on that.
+    """
 
     checks_ids = True
     concurrent = True
     exact = True
 
-    def __init__(self, directory: Path, inputs: tuple[Input, ...], facts: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, inputs: tuple[Input, ...], facts: dict[str, Any], threads: int = 1) -> None:
         self.inputs = inputs
         self.weights = str(directory / "weights.bin")
         self.tables = facts["tables"]
+        self.block = int(facts["block_rows"])
         self.outputs = [(o["name"], np.dtype(o["dtype"]), tuple(o["shape"])) for o in facts["outputs"]]
         self.halves = [half for spec in inputs for half in spec.halves]
         self.library = _library(directory / "program" / "native" / "ranker.so")
         self._score_rows, self._score_requests = self.library.ranker_rows, self.library.ranker_requests
-        self._names = [spec.name for spec in inputs]
-        self._half_sources = [(half.side == "request", half.name) for half in self.halves]
-        self._local = threading.local()
-        self._handles: list[int] = []
-        self._lock = threading.Lock()
-        self._handle()  # so that a damaged artifact is refused here, not at the first call
+        # bytes from row to row, 0 where one row stands for all
+        self._rows_in = [(spec.name, row_bytes(spec.dtype, spec.shape)) for spec in inputs]
+        self._halves_in = [(h.side == "request", h.name, row_bytes(h.dtype, h.shape) if h.side == "candidate" else 0) for h in self.halves]
+        self._rows_out = [(name, row_bytes(dtype, shape)) for name, dtype, shape in self.outputs]
+        self._free: list[_Call] = [self._open()]  # opened here, so that a damaged artifact is refused now and not at the first call
+        self._crew = ThreadPoolExecutor(threads - 1, "burnish") if threads > 1 else None
+        self.threads = threads
 
-    def rows(self, table: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
+    def rows(self, table: Mapping[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
         """A plain table of n rows -> outputs (n, *shape)."""
-        call = self._handle()
-        arrays = call.inputs
-        for i, name in enumerate(self._names):
-            arrays[i] = address(table[name])
-        out = self._outputs(n, call)
-        if self._score_rows(call.handle, n, call.inputs_at, call.outputs_at):
-            halves = [Half(s.name, "candidate", s.dtype, s.shape, None) for s in self.inputs]
-            self._refuse(call.handle, [table[name] for name in self._names], halves)
+        out = {name: np.empty((n, *shape), dtype) for name, dtype, shape in self.outputs}
+        self._share(functools.partial(self._rows_part, table, out), n)
         return out
 
-    def request(self, request: dict[str, np.ndarray], candidates: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
+    def request(self, request: Mapping[str, np.ndarray], candidates: Mapping[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
         """One request's halves without rows and n candidates -> outputs (n, *shape)."""
-        call = self._handle()
-        arrays = call.inputs
-        for i, (of_request, name) in enumerate(self._half_sources):
-            arrays[i] = address(request[name] if of_request else candidates[name])
-        out = self._outputs(n, call)
-        call.offsets[1] = n
-        if self._score_requests(call.handle, 1, call.offsets_at, call.inputs_at, call.outputs_at):
-            given = [request[name][None] if of_request else candidates[name] for of_request, name in self._half_sources]
-            self._refuse(call.handle, given, self.halves)
+        out = {name: np.empty((n, *shape), dtype) for name, dtype, shape in self.outputs}
+        self._share(functools.partial(self._request_part, request, candidates, out), n)
         return out
 
     def close(self) -> None:
-        """Close every thread's handle; no call may be under way."""
-        with self._lock:
-            for handle in self._handles:
-                self.library.ranker_close(handle)
-            self._handles.clear()
-            self._local = threading.local()
+        """Close every handle; no call may be under way."""
+        if self._crew is not None:
+            self._crew.shutdown()
+        while self._free:
+            self.library.ranker_close(self._free.pop().handle)
 
-    def _handle(self) -> _Call:
+    def _share(self, part: Callable[[int, int], None], n: int) -> None:
+        """Call `part(first row, rows)` for all n rows: in one piece, or in one a thread, whole blocks each."""
+        if self._crew is None or n < 2 * self.block:
+            part(0, n)
+            return
+        each = -(-n // (self.threads * self.block)) * self.block
+        others = [self._crew.submit(part, first, min(each, n - first)) for first in range(each, n, each)]
+        part(0, each)
+        for other in others:
+            other.result()
+
+    def _rows_part(self, table: Mapping[str, np.ndarray], out: dict[str, np.ndarray], first: int, n: int) -> None:
+        call = self._take()
         try:
-            return self._local.call
-        except AttributeError:
-            pass
+            for i, (name, step) in enumerate(self._rows_in):
+                call.inputs[i] = address(table[name]) + first * step
+            for i, (name, step) in enumerate(self._rows_out):
+                call.outputs[i] = address(out[name]) + first * step
+            if self._score_rows(call.handle, n, call.inputs_at, call.outputs_at):
+                whole = [Half(spec.name, "candidate", spec.dtype, spec.shape, None) for spec in self.inputs]
+                self._refuse(call.handle, [table[half.name] for half in whole], whole, first)
+        finally:
+            self._free.append(call)
+
+    def _request_part(
+        self, request: Mapping[str, np.ndarray], candidates: Mapping[str, np.ndarray], out: dict[str, np.ndarray], first: int, n: int
+    ) -> None:
+        call = self._take()
+        try:
+            for i, (of_request, name, step) in enumerate(self._halves_in):
+                call.inputs[i] = address((request if of_request else candidates)[name]) + first * step
+            for i, (name, step) in enumerate(self._rows_out):
+                call.outputs[i] = address(out[name]) + first * step
+            call.offsets[1] = n
+            if self._score_requests(call.handle, 1, call.offsets_at, call.inputs_at, call.outputs_at):
+                given = [request[h.name][None] if h.side == "request" else candidates[h.name] for h in self.halves]
+                self._refuse(call.handle, given, self.halves, first)
+        finally:
+            self._free.append(call)
+
+    def _take(self) -> _Call:
+        try:
+            return self._free.pop()  # a list's pop and append are atomic
+        except IndexError:
+            return self._open()
+
+    def _open(self) -> _Call:
         error = ctypes.c_int()
         handle = self.library.ranker_open(self.weights.encode(), ctypes.byref(error))
         if not handle:
@@ -154,19 +190,9 @@ class NativeEngine:
                 4: f"{self.weights} was not packed for the program beside it. Compile the artifact again",
             }.get(error.value, f"no memory for the arena of {self.weights}")
             raise ArtifactError(sentence)
-        with self._lock:
-            self._handles.append(handle)
-        self._local.call = _Call(handle, len(self.halves), len(self.outputs))
-        return self._local.call
+        return _Call(handle, len(self.halves), len(self.outputs))
 
-    def _outputs(self, n: int, call: _Call) -> dict[str, np.ndarray]:
-        out = {}
-        for i, (name, dtype, shape) in enumerate(self.outputs):
-            out[name] = array = np.empty((n, *shape), dtype)
-            call.outputs[i] = address(array)
-        return out
-
-    def _refuse(self, handle: int, arrays: list[np.ndarray], halves: list[Half]) -> None:
+    def _refuse(self, handle: int, arrays: Sequence[np.ndarray], halves: Sequence[Half], first: int) -> None:
         """Raise what was wrong with the ids; the sentence of inputs.check_array when the input itself is out of its bounds."""
         by_name = {spec.name: spec for spec in self.inputs}
         for half, array in zip(halves, arrays):
@@ -174,11 +200,15 @@ class NativeEngine:
         fault = self.library.ranker_fault(handle).contents
         table = self.tables.get(str(fault.where))
         of = f"table {table!r}" if table else "a table or axis"
-        raise InputError(f"row {fault.row} asks for entry {fault.id} of {of}, which has no such entry. Check the ids of that row")
+        raise InputError(f"row {first + fault.row} asks for entry {fault.id} of {of}, which has no such entry. Check the ids of that row")
+
+
+def row_bytes(dtype: Any, shape: tuple[int, ...]) -> int:
+    return np.dtype(dtype).itemsize * math.prod(shape)
 
 
 class _Call:
-    """A thread's handle and the arrays of pointers that its calls fill, with their addresses: a call then converts integers only."""
+    """A handle and the arrays of pointers that its calls fill, with their addresses: a call then converts integers only."""
 
     def __init__(self, handle: int, inputs: int, outputs: int) -> None:
         self.handle = handle
