@@ -19,6 +19,7 @@ from burnish.inputs import Input
 from burnish.rows import Rows, close_to, read
 
 Split = Literal["train", "calibration", "validation"]
+HERE = "this machine"  # the name of the host that measures
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 

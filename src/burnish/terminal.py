@@ -100,10 +100,8 @@ def plan(report: dict[str, Any]) -> None:
     print()
     for sentence in report["decision"]["sentences"]:
         print(sentence)
-    latency, load = report["chosen"]["latency_us"], report["chosen"]["load"]
-    for note in (latency["note"], load["sentence"] if load["simulated"] else None):
-        if note:
-            print(f"Note: {note.rstrip('.')}.")
+    for note in report["notes"]:
+        print(f"Note: {note}")
     print()
 
 

@@ -85,3 +85,21 @@ def test_a_full_disk_is_one_sentence_and_costs_the_line_only(tmp_path, monkeypat
         assert len(kept.lines) == 6
         kept.add(Line("build", "trial-9"))
     assert len(journal.read(path)) == 7
+
+
+def test_two_searches_do_not_write_to_one_journal(tmp_path):
+    pytest.importorskip("fcntl")
+    path = tmp_path / "trials.jsonl"
+    with Journal.open(path, MARKS), pytest.raises(JobError) as caught:
+        Journal.open(path, MARKS)
+    assert str(caught.value) == f"another search is writing to {tmp_path}. Wait for it, or choose another --out"
+    Journal.open(path, MARKS).__exit__(None, None, None)
+
+
+def test_a_journal_without_results_begins_anew_for_any_job(tmp_path):
+    path = filled(tmp_path / "trials.jsonl", 0)
+    with Journal.open(path, {"the job": "other"}) as kept:
+        kept.add(Line("build", "a"))
+    assert len(journal.read(path)) == 2
+    with pytest.raises(JobError, match="the job, the model changed since"):
+        Journal.open(path, MARKS)

@@ -40,3 +40,8 @@ def test_what_is_too_slow_on_one_core_is_tried_on_all_the_quickest_first():
     assert [t.id for t in found] == ["b-4-threads", "d-4-threads", "a-4-threads"]
     assert {t.recipe.threads for t in found} == {4}
     assert on_more_cores(trials, 1) == ()
+
+
+def test_retraining_is_refused_rather_than_left_out():
+    with pytest.raises(JobError, match=r"search\.retrain is true, and this version of burnish trains nothing\. Set it to false"):
+        space(Search(retrain=True))

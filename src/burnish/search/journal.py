@@ -40,17 +40,24 @@ class Journal:
     @classmethod
     def open(cls, path: Path, fingerprint: dict[str, str]) -> Journal:
         """The journal at `path`, made when there is none; JobError when it holds the results of something else, or is damaged."""
-        lines = read(path)
-        if lines:
-            check_fingerprint(path, lines[0], fingerprint)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            os.ftruncate(fd, _whole(path.read_bytes()))
         except OSError as error:
             raise JobError(f"cannot write {path}: {error.strerror}. Choose another --out") from None
-        journal = cls(path, lines, fd)
-        if not lines:
-            journal.add(Line("begin", result={"schema": SCHEMA, "fingerprint": fingerprint}))
+        try:
+            _lock(path, fd)
+            lines = read(path)
+            if len(lines) > 1:
+                check_fingerprint(path, lines[0], fingerprint)
+            else:
+                lines = []  # stopped before its first result: nothing is lost by beginning anew
+            os.ftruncate(fd, _whole(path.read_bytes()) if lines else 0)
+            journal = cls(path, lines, fd)
+            if not lines:
+                journal.add(Line("begin", result={"schema": SCHEMA, "fingerprint": fingerprint}))
+        except BaseException:
+            os.close(fd)
+            raise
         return journal
 
     def find(self, step: str, trial: str = "") -> Line | None:
@@ -109,6 +116,18 @@ def check_fingerprint(path: Path, first: Line, fingerprint: dict[str, str]) -> N
             f"{path.parent} holds the trials of something else: {', '.join(changed)} changed since. "
             "Choose another --out, or delete that directory"
         )
+
+
+def _lock(path: Path, fd: int) -> None:
+    """Refuse a journal that another process writes; the lock ends with its process, however that ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise JobError(f"another search is writing to {path.parent}. Wait for it, or choose another --out") from None
 
 
 def _whole(data: bytes) -> int:

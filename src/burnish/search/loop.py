@@ -20,7 +20,7 @@ import msgspec
 
 from burnish.errors import BurnishError, JobError, ObjectiveNotMet
 from burnish.host import Host
-from burnish.job import Job
+from burnish.job import HERE, Job
 from burnish.place.plan import capacity
 from burnish.runtime.artifact import Artifact
 from burnish.search import decide, journal, output, steps
@@ -76,9 +76,7 @@ def optimize(
     subject.check()
     marks = output.fingerprint(job, model)
     lines = journal.read(out / journal.NAME)
-    if len(lines) == 1:
-        output.discard(out)  # killed before its first result
-    elif lines:
+    if len(lines) > 1:
         journal.check_fingerprint(out / journal.NAME, lines[0], marks)
         if not resume and not any(line.step == "decided" for line in lines):
             raise JobError(f"{out} holds a search that was stopped. Go on with --resume, or delete that directory")
@@ -178,7 +176,7 @@ class _Search:
         raise ObjectiveNotMet(sentence)
 
     def _capacity(self, chosen: Trial, service_us: list[float]) -> dict[str, Any]:
-        here = next((host for host in self.job.hosts if host.name == "this machine"), None)
+        here = next((host for host in self.job.hosts if host.name == HERE), None)
         objective = self.job.objective
         return capacity(
             service_us,

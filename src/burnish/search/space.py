@@ -36,6 +36,8 @@ SPACE: tuple[tuple[str, str], ...] = (
 
 def space(search: Search) -> tuple[Trial, ...]:
     """The trials of a job, in the order they are tried; JobError for a recipe or backend in [search] that is not known."""
+    if search.retrain:
+        raise JobError("search.retrain is true, and this version of burnish trains nothing. Set it to false")
     backends = tuple(dict.fromkeys(backend for backend, _ in SPACE))
     for key, given, known in (("recipes", search.recipes, tuple(RECIPES)), ("backends", search.backends, backends)):
         for name in given:

@@ -10,6 +10,7 @@ import msgspec
 
 import burnish
 from burnish.host import Host, versions
+from burnish.job import HERE, Job
 from burnish.recipe import describe
 from burnish.search.space import BASELINE
 from burnish.search.subject import Subject
@@ -52,6 +53,7 @@ def summary(
         "host": msgspec.to_builtins(Host.here()),
         "versions": {"burnish": burnish.__version__}
         | versions("torch", "onnxruntime", "openvino", "numpy", "mlcommons-loadgen", "ziglang"),
+        "notes": _notes(job, chosen),
         "job": job.path,
         "command": shlex.join(["burnish", "optimize", job.path, "--out", str(subject.work.parent)]),
         "python": sys.version.split()[0],
@@ -97,3 +99,18 @@ def _quality(found: dict[str, Any] | None) -> dict[str, Any] | None:
     if found is None:
         return None
     return found["metrics"] | {key: found[key] for key in ("rows", "positives", "requests", "confidence", "slices", "notes")}
+
+
+def _notes(job: Job, chosen: Trial | None) -> list[str]:
+    """What a reader must know beside the decision: figures that are estimates, and what was asked for and not measured."""
+    notes = []
+    if chosen and chosen.measured.latency_us and chosen.measured.latency_us["note"]:
+        notes.append(chosen.measured.latency_us["note"])
+    if chosen and chosen.measured.load and chosen.measured.load["simulated"]:
+        notes.append(chosen.measured.load["sentence"])
+    others = [host.name for host in job.hosts if host.name != HERE]
+    if others:
+        notes.append(f"{', '.join(others)}: not measured, so not compared; only {HERE!r} has capacity and price here")
+    if not any(host.name == HERE for host in job.hosts):
+        notes.append(f"no price: give [[hosts]] with name = {HERE!r} and price_per_hour")
+    return [f"{note[0].upper()}{note[1:].rstrip('.')}." for note in notes]
