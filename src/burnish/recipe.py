@@ -82,8 +82,9 @@ class Int8(StepBase, frozen=True):
 
     `ranges`: how an activation's range is taken from the calibration rows. `migration`: how far unlike channels are evened out before
     they are quantized, the weights absorbing it: 0 not at all, 1 wholly. `rounding`: "auto" lets weights make up for one another's
-    rounding errors where that helps. Each "auto" tries all and keeps what reconstructs the linear's output best. `keep_poor`: leave
-    linears that alone would bring the model's outputs below 30 dB signal to noise. `skip`: linears to leave, by their weight's name.
+    rounding errors where that helps. Each "auto" tries all and keeps what reconstructs the linear's output best. `weight_bits`: 4
+    takes weights of -7 to 7, held in int8. `keep_poor`: leave linears that alone would bring the model's outputs below 30 dB signal to
+    noise. `skip`: linears to leave, by their weight's name.
     """
 
     needs_rows: ClassVar[bool] = True
@@ -91,6 +92,7 @@ class Int8(StepBase, frozen=True):
     migration: float | Literal["auto"] = "auto"
     rounding: Literal["auto", "nearest"] = "auto"
     bias_correction: bool = True
+    weight_bits: Literal[4, 8] = 8
     keep_poor: bool = True
     narrowest: int = 8
     skip: tuple[str, ...] = ()

@@ -273,3 +273,15 @@ def test_rare_values_are_not_clipped_for_a_little_less_error():
     assert choice.scheme.ranges == "min-max"
     exact, got = (interpret(g, {"x": x[::400]})["y"] for g in (graph, ptq.quantized(graph, [choice])))
     assert decibels(exact, got) > 30
+
+
+def test_int4_weights_are_minus_7_to_7_and_searching_their_range_pays():
+    graph, x = one_linear(64, 32), np.random.default_rng(1).normal(size=(500, 64)).astype(np.float32)
+    (choice,) = ptq.choose(graph, {"x": x}, weight_bits=4, rounding="nearest")
+    assert (choice.q.min(), choice.q.max()) == (-7, 7)
+    w = (choice.linear.weight / choice.scheme.multiplier.astype(np.float64)).astype(np.float32)
+    plain, scale = affine.quantize_rows(w, ptq.S4_MAX)
+    lost = [float(np.mean((q * s[:, None] - w) ** 2)) for q, s in ((plain, scale), (choice.q, choice.scale))]
+    assert lost[1] < 0.95 * lost[0]
+    (better,) = ptq.choose(graph, {"x": x}, weight_bits=4)
+    assert np.abs(better.q).max() <= 7 and better.error <= choice.error

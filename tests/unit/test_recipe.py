@@ -32,6 +32,7 @@ int8_steps = st.builds(
     migration=st.just("auto") | st.floats(0, 1),
     rounding=st.sampled_from(["auto", "nearest"]),
     bias_correction=st.booleans(),
+    weight_bits=st.sampled_from([4, 8]),
     keep_poor=st.booleans(),
     narrowest=st.integers(1, 2**31),
     skip=st.lists(st.text(max_size=8), max_size=3).map(tuple),
@@ -64,7 +65,7 @@ def test_a_recipe_in_toml_reads_like_one_written_by_hand(tmp_path):
         'name = "int8-naive"\nbackend = "onnxruntime"\nthreads = 1\n\n'
         '[[steps]]\nstep = "Tidy"\n\n[[steps]]\nstep = "Embeddings"\n\n[[steps]]\nstep = "Interactions"\n\n'
         '[[steps]]\nstep = "Int8"\nranges = "min-max"\nmigration = 0.0\nrounding = "nearest"\nbias_correction = false\n'
-        "keep_poor = false\nnarrowest = 1\nskip = []\n"
+        "weight_bits = 8\nkeep_poor = false\nnarrowest = 1\nskip = []\n"
     )
     by_hand = tmp_path / "mine.toml"
     by_hand.write_text('[[steps]]\nstep = "Int8"\nskip = ["head.weight"]\n')

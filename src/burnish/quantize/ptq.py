@@ -26,6 +26,7 @@ MIGRATIONS = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0)
 RANGES = ("min-max", "percentile", "mse")
 PERCENTILE = 99.99  # of the values, kept by ranges="percentile"
 BINS = 2048
+S4_MAX = 7  # the largest int4 weight; -8 is left out, so that a row is symmetric
 SHRINK = np.linspace(1.0, 0.3, 36)  # parts of the whole range that ranges="mse" tries
 TRIAL_MACS = 400_000_000  # of one trial quantization; bounds the vectors that it is judged on
 CLIPPING_GAINS = 0.6  # a range that clips must lessen the error to this part: what it costs falls on rare rows, which a sample underrates
@@ -121,11 +122,13 @@ def choose(
     migration: float | str = "auto",
     rounding: str = "auto",
     bias_correction: bool = True,
+    weight_bits: int = 8,
     narrowest: int = 8,
     skip: Sequence[str] = (),
 ) -> tuple[Choice, ...]:
     """For each linear what, among all that `ranges`, `migration` and `rounding` allow, reconstructs its output best.
 
+    With `weight_bits` 4 a weight is one of -7 to 7, still held in int8.
     Linears that read the same value share one scheme where that costs next to nothing.
     """
     chosen = linears(graph, narrowest, skip)
@@ -135,13 +138,14 @@ def choose(
         groups.setdefault(one.value, []).append(one)
     kinds = RANGES if ranges == "auto" else (ranges,)
     degrees = MIGRATIONS if migration == "auto" else (float(migration),)
+    limit = S4_MAX if weight_bits == 4 else affine.S8_MAX
     choices = {}
     for value, group in groups.items():
         observer = seen[value]
         second = Second.of(observer.sample[0::2], observer.largest) if rounding == "auto" and value.shape[-1] <= WIDEST else None
-        best = _best(observer, group, kinds, degrees, second, bias_correction)
+        best = _best(observer, group, kinds, degrees, second, bias_correction, limit)
         if len(group) > 1:
-            alone = [choice for one in group for choice in _best(observer, [one], kinds, degrees, second, bias_correction)]
+            alone = [choice for one in group for choice in _best(observer, [one], kinds, degrees, second, bias_correction, limit)]
             if sum(c.error for c in best) > SHARING_COSTS * sum(c.error for c in alone):
                 best = alone
         choices.update({choice.linear.name: choice for choice in best})
@@ -188,7 +192,13 @@ def _decibels(exact: np.ndarray, changed: np.ndarray) -> float:
 
 
 def _best(
-    observer: Observer, group: list[Linear], kinds: Sequence[str], degrees: Sequence[float], second: Second | None, bias_correction: bool
+    observer: Observer,
+    group: list[Linear],
+    kinds: Sequence[str],
+    degrees: Sequence[float],
+    second: Second | None,
+    bias_correction: bool,
+    limit: int,
 ) -> list[Choice]:
     """The choices for linears that share one scheme: those of the least sum of relative errors, or nearly so.
 
@@ -201,7 +211,7 @@ def _best(
 
     def trial(scheme: Scheme, second: Second | None) -> list[Choice]:
         q = affine.quantize(x, scheme.multiplier, scheme.zero_point)
-        return [_choice(one, scheme, second, q, y, bias_correction) for one, y in zip(group, exact)]
+        return [_choice(one, scheme, second, q, y, bias_correction, limit) for one, y in zip(group, exact)]
 
     tried = []
     for degree in degrees:
@@ -224,23 +234,40 @@ def _error(choices: list[Choice]) -> float:
     return sum(choice.error for choice in choices)
 
 
-def _choice(one: Linear, scheme: Scheme, second: Second | None, q: np.ndarray, exact: np.ndarray, bias_correction: bool) -> Choice:
-    """`one` under the scheme, judged on its quantized input q (vectors, K) against its exact output without bias (vectors, N).
-
-    RecipeError when a sum of K products could leave 32 bits.
-    """
-    w, scale = affine.quantize_rows((one.weight / scheme.multiplier.astype(np.float64)).astype(np.float32))
+def _choice(
+    one: Linear, scheme: Scheme, second: Second | None, q: np.ndarray, exact: np.ndarray, bias_correction: bool, limit: int
+) -> Choice:
+    """`one` under the scheme, judged on its quantized input q (vectors, K) against its exact output without bias (vectors, N)."""
+    stretched = (one.weight / scheme.multiplier.astype(np.float64)).astype(np.float32)
+    w, scale = affine.quantize_rows(stretched, limit, None if limit == affine.S8_MAX else _narrower(stretched, limit))
     if second is not None:
-        w = compensated(one.weight, scale, scheme.multiplier, second)
-    farthest = max(scheme.zero_point, affine.U8_MAX - scheme.zero_point)
-    if int(np.abs(w, dtype=np.int32).sum(axis=1, dtype=np.int64).max()) * farthest >= 2**31:
-        raise RecipeError(
-            f"linear {one.name!r} sums {w.shape[1]:,} products, which may leave 32 bits in int8. Give Int8 skip=({one.name!r},)"
-        )
+        w = compensated(one.weight, scale, scheme.multiplier, second, limit)
+    check_sums(one.name, w, scheme.zero_point)
     lost = exact - affine.rescale(affine.dot(q, w, scheme.zero_point), scale, np.zeros(len(w), np.float32))
     shift, left = _bias_shift(lost) if bias_correction else (np.zeros(len(w), np.float32), float(np.mean(lost**2)))
     variance = float(np.mean((exact - exact.mean(axis=0)) ** 2)) or 1.0
     return Choice(one, scheme, "nearest" if second is None else "compensated", left / variance, w, scale, shift)
+
+
+def _narrower(weight: np.ndarray, limit: int) -> np.ndarray:
+    """(N, K) -> for each row the part (N,) of its largest magnitude that, as the range, loses least of its weights.
+
+    With few levels that gains much; with the 255 of int8 nothing that could be measured.
+    """
+    top = np.abs(weight).max(axis=1)
+    best, least = top, np.full(len(weight), np.inf)
+    for part in SHRINK:
+        q, scale = affine.quantize_rows(weight, limit, top * np.float32(part))
+        error = ((q * scale[:, None] - weight) ** 2).sum(axis=1)
+        best, least = np.where(error < least, top * np.float32(part), best), np.minimum(error, least)
+    return best
+
+
+def check_sums(name: str, q: np.ndarray, zero_point: int) -> None:
+    """RecipeError when a sum of K products with the weights q (N, K) could leave 32 bits."""
+    farthest = max(zero_point, affine.U8_MAX - zero_point)
+    if int(np.abs(q, dtype=np.int32).sum(axis=1, dtype=np.int64).max()) * farthest >= 2**31:
+        raise RecipeError(f"linear {name!r} sums {q.shape[1]:,} products, which may leave 32 bits in int8. Give Int8 skip=({name!r},)")
 
 
 def _trial_vectors(observer: Observer, group: list[Linear]) -> np.ndarray:

@@ -45,8 +45,9 @@ class Second:
         return cls(order, lapack.dtrtri(root, lower=0)[0])
 
 
-def compensated(weight: np.ndarray, scale: np.ndarray, multiplier: np.ndarray, second: Second) -> np.ndarray:
-    """Weights (N, K) of x, to be read as q * scale * multiplier -> q int8 (N, K); scale (N,), multiplier () or (K,), float32."""
+def compensated(weight: np.ndarray, scale: np.ndarray, multiplier: np.ndarray, second: Second, limit: int = affine.S8_MAX) -> np.ndarray:
+    """Weights (N, K) of x, to be read as q * scale * multiplier -> q int8 (N, K) in [-limit, limit]; scale (N,), multiplier () or (K,),
+    float32."""
     k = weight.shape[1]
     w = weight[:, second.order].T.astype(np.float64)  # (K, N): columns are rows here
     step = np.broadcast_to(multiplier.astype(np.float64), (k,))[second.order, None] * scale.astype(np.float64)
@@ -56,7 +57,7 @@ def compensated(weight: np.ndarray, scale: np.ndarray, multiplier: np.ndarray, s
         stop = min(start + BLOCK, k)
         errors = np.empty((stop - start, len(weight)))
         for i in range(start, stop):
-            rounded = np.clip(np.rint(w[i] / step[i]), -affine.S8_MAX, affine.S8_MAX)
+            rounded = np.clip(np.rint(w[i] / step[i]), -limit, limit)
             q[i] = rounded
             errors[i - start] = (w[i] - rounded * step[i]) / u[i, i]
             w[i:stop] -= u[i, i:stop, None] * errors[i - start]
