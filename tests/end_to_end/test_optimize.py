@@ -116,6 +116,18 @@ def test_another_load_and_price_are_decided_from_the_same_measurements(finished,
     optimize(job, out)
 
 
+def test_what_the_budget_left_out_is_said_and_tried_with_a_larger_one(finished, tmp_path):
+    job, *_ = finished
+    out = tmp_path / "out"
+    first = optimize(changed(job, tmp_path, ("budget_minutes = 2", "budget_minutes = 0.01")), out)
+    assert first.plan.chosen.id == "eager-original"
+    assert {t.rejected.reason for t in first.trials[1:]} == {"not tried: the budget of 0.01 minutes was used up"}
+    assert optimize(job.with_name(f"{tmp_path.name}.toml"), out).reused
+    more = optimize(job, out)
+    assert not more.reused
+    assert all(t.rejected is None or t.rejected.stage != "budget" for t in more.trials)
+
+
 def test_measurements_of_another_job_are_refused_with_what_changed(finished, tmp_path):
     job, out, _ = finished
     stale = changed(job, tmp_path, ("max_drop = 0.01", "max_drop = 0.001"))

@@ -61,7 +61,7 @@ candidates = 16
 max_drop = 0.01
 
 [search]
-budget_minutes = 0.4
+budget_minutes = 2
 backends = ["native", "openvino", "onnxruntime"]
 
 [[hosts]]

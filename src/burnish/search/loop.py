@@ -209,7 +209,7 @@ class _Search:
         reused = done is not None and len(self.journal.lines) == self.lines_before
         if not reused:
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            done = self.journal.add(Line("decided", result={"created": now, "seconds": self.seconds}))
+            done = self.journal.add(Line("decided", result={"created": now, "seconds": self.seconds, "budget": self.budget}))
         assert done is not None
         report = summary(self.subject, states, plan, compared, sentence, done.result)
         if output.write_json(out / output.REPORT, report) or not (out / page.NAME).exists():
@@ -287,7 +287,10 @@ class _Search:
         return self.subject.work / "attempts"
 
     def _too_late(self) -> bool:
-        """Whether another trial would not end within the budget, with what must follow it."""
+        """Whether another trial would not end within the budget, with what must follow it; or this budget was decided on already."""
+        decided = self.journal.find("decided")
+        if decided is not None and decided.result["budget"] >= self.budget:
+            return True
         tried = [
             sum(line.seconds for line in self.journal.lines if line.trial == t.id) for t in self.space if self.journal.find("build", t.id)
         ]
