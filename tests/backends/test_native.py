@@ -268,6 +268,24 @@ def test_the_floor_of_this_core_is_plausible() -> None:
     assert found.int8_macs > found.bf16_macs > 1e8 and found.fp32_macs > 1e8 and found.memory_bytes > 1e8
 
 
+def test_tables_of_other_dtypes_are_looked_up(tmp_path: Path) -> None:
+    """A table of integers, one of float64, and one that is computed."""
+    ids = Input("ids", "int64", (3,), "candidate", 9)
+    value, w = input_node(ids), Weights(2)
+    whole = weight("i", np.arange(18).reshape(9, 2) << 33)
+    double = weight("d", np.random.default_rng(0).standard_normal((9, 5)))
+    made = Node(Op.MUL, (w.normal(9, 20), scalar(3.0)))
+    outputs = {"whole": lookup(whole, value), "double": lookup(double, value), "made": lookup(made, value)}
+    graph = Graph((ids,), outputs)
+    engine, _ = built(graph, tmp_path / "a")
+    given = rows(graph, 50, seed=1)
+    got, want = engine.rows(given, 50), interpret(graph, given)
+    for name in want:
+        np.testing.assert_array_equal(got[name], want[name])
+    with pytest.raises(BuildError, match=r"the native backend has no BAG of int64 rows"):
+        Native().build(Graph((ids,), {"y": Node(Op.BAG, (whole, value), mode="sum")}), HERE, tmp_path / "b")
+
+
 def test_what_has_no_kernel_is_refused_by_name(tmp_path: Path) -> None:
     x = Input("x", "float64", (3,), "candidate")
     with pytest.raises(
@@ -313,9 +331,16 @@ def test_weights_of_another_program_are_refused(tmp_path: Path) -> None:
     engine.close()
     _, _ = built(op_cases()["linear of fields"], tmp_path / "b")
     (tmp_path / "a" / "weights.bin").write_bytes((tmp_path / "b" / "weights.bin").read_bytes())
-    with pytest.raises(ArtifactError, match=r"weights.bin was not packed for the program beside it. Compile the artifact again"):
+    with pytest.raises(
+        ArtifactError, match=r"weights.bin was not packed for the program beside it, or is cut short. Compile the artifact again"
+    ):
         Native().open(tmp_path / "a", program, graph.inputs, 1)
-    (tmp_path / "a" / "weights.bin").unlink()
+    weights = tmp_path / "a" / "weights.bin"
+    Native().build(graph, HERE, tmp_path / "a")
+    weights.write_bytes(weights.read_bytes()[:-64])
+    with pytest.raises(ArtifactError, match=r"weights.bin was not packed for the program beside it, or is cut short"):
+        Native().open(tmp_path / "a", program, graph.inputs, 1)
+    weights.unlink()
     with pytest.raises(ArtifactError, match=r"weights.bin cannot be opened. Is the artifact whole\?"):
         Native().open(tmp_path / "a", program, graph.inputs, 1)
 

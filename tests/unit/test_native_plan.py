@@ -172,11 +172,11 @@ def test_the_packed_file_is_aligned_and_says_what_it_is(tmp_path: Path) -> None:
     source = emit.emit(plan.make(two_fields(), HOST))
     size = pack.write(source.entries, tmp_path / "weights.bin")
     data = (tmp_path / "weights.bin").read_bytes()
-    assert len(data) == size and size % 64 == 0
-    magic, version, count, signature = struct.unpack_from("<8sII16s", data)
+    magic, version, count, signature, whole = struct.unpack_from(pack.HEAD, data)
+    assert len(data) == size == whole and size % 64 == 0
     assert (magic, version, count) == (b"BURNISHW", pack.VERSION, len(source.entries)) and signature == pack.signature(source.entries)
     for i, entry in enumerate(source.entries):
-        offset, rows = struct.unpack_from("<QQ", data, 32 + 16 * i)
+        offset, rows = struct.unpack_from("<QQ", data, 40 + 16 * i)
         assert offset % 64 == 0
         if entry.layout == "table":
             held = entry.nodes[0]["weight"].array
@@ -191,7 +191,7 @@ def test_a_large_mapped_table_is_packed_piece_by_piece(tmp_path: Path, monkeypat
     ids = Input("ids", "int64", (), "candidate", 1000)
     source = emit.emit(plan.make(Graph((ids,), {"y": lookup(weight("t", mapped), input_node(ids))}), HOST))
     pack.write(source.entries, tmp_path / "weights.bin")
-    at = struct.unpack_from("<QQ", (tmp_path / "weights.bin").read_bytes(), 32 + 16 * [e.layout for e in source.entries].index("table"))[0]
+    at = struct.unpack_from("<QQ", (tmp_path / "weights.bin").read_bytes(), 40 + 16 * [e.layout for e in source.entries].index("table"))[0]
     np.testing.assert_array_equal(np.fromfile(tmp_path / "weights.bin", np.float32, 4000, offset=at).reshape(1000, 4), mapped)
 
 

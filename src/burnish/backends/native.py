@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,8 @@ class Native:
         library = toolchain.build(source.text, planned.isa, self.compiler)
         folder = out / "program" / "native"
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(library, folder / "ranker.so")
+        shutil.copyfile(library, folder / "ranker.so.new")
+        os.replace(folder / "ranker.so.new", folder / "ranker.so")  # who has the old one open keeps it
         (folder / "ranker.cpp").write_text(source.text)
         weight_bytes = pack.write(source.entries, out / "weights.bin")
         tables = {str(i): entry.nodes[0]["weight"].name for i, entry in enumerate(source.entries) if is_named_table(entry)}
@@ -187,7 +189,7 @@ class NativeEngine:
         if not handle:
             sentence = {
                 3: f"{self.weights} cannot be opened. Is the artifact whole?",
-                4: f"{self.weights} was not packed for the program beside it. Compile the artifact again",
+                4: f"{self.weights} was not packed for the program beside it, or is cut short. Compile the artifact again",
             }.get(error.value, f"no memory for the arena of {self.weights}")
             raise ArtifactError(sentence)
         return _Call(handle, len(self.halves), len(self.outputs))

@@ -62,7 +62,7 @@ PUBLIC ranker *ranker_open(const char *path, int *error) {
   const int file = open(path, O_RDONLY | O_CLOEXEC);
   if (file < 0) return nullptr;
   struct stat facts;
-  if (fstat(file, &facts) != 0 || facts.st_size < 32 + 16 * ARRAYS) {
+  if (fstat(file, &facts) != 0 || facts.st_size < 40 + 16 * ARRAYS) {
     close(file);
     code = RANKER_NOT_ITS_WEIGHTS;
     return nullptr;
@@ -74,10 +74,13 @@ PUBLIC ranker *ranker_open(const char *path, int *error) {
   uint32_t version, count;
   memcpy(&version, map + 8, 4);
   memcpy(&count, map + 12, 4);
-  bool fits = memcmp(map, "BURNISHW", 8) == 0 && version == PACK_VERSION && count == ARRAYS && memcmp(map + 16, SIGNATURE, 16) == 0;
+  uint64_t whole;
+  memcpy(&whole, map + 32, 8);
+  bool fits = memcmp(map, "BURNISHW", 8) == 0 && version == PACK_VERSION && count == ARRAYS && memcmp(map + 16, SIGNATURE, 16) == 0 &&
+              whole == bytes;
   for (uint32_t i = 0; fits && i < ARRAYS; i++) {
     uint64_t at;
-    memcpy(&at, map + 32 + 16 * i, 8);
+    memcpy(&at, map + 40 + 16 * i, 8);
     fits = at < bytes;
   }
   if (!fits) {
@@ -98,8 +101,8 @@ PUBLIC ranker *ranker_open(const char *path, int *error) {
   r->arena = (char *)(((uintptr_t)(r + 1) + 4095) / 4096 * 4096);
   for (uint32_t i = 0; i < ARRAYS; i++) {
     uint64_t at;
-    memcpy(&at, map + 32 + 16 * i, 8);
-    memcpy(&r->rows[i], map + 40 + 16 * i, 8);
+    memcpy(&at, map + 40 + 16 * i, 8);
+    memcpy(&r->rows[i], map + 48 + 16 * i, 8);
     r->w[i] = map + at;
   }
   code = RANKER_OK;

@@ -25,6 +25,7 @@ from burnish.native.plan import ALIGN, SLACK
 
 MAGIC = b"BURNISHW"
 VERSION = 1
+HEAD = "<8sII16sQ"
 CHUNK = 64 << 20  # bytes of a table copied at once
 
 
@@ -93,9 +94,10 @@ def _shape(layout: str, node: Node) -> str:
 
 def write(entries: Sequence[Entry], path: Path) -> int:
     """Pack the arrays into `path`; returns the file's bytes. Large tables are copied piece by piece."""
-    head = struct.calcsize("<8sII16s") + 16 * len(entries)
+    head = struct.calcsize(HEAD) + 16 * len(entries)
     at, table = _up(head), []
-    with open(path, "wb") as out:
+    new = path.with_name(path.name + ".new")
+    with open(new, "wb") as out:
         for entry in entries:
             array = LAYOUTS[entry.layout](entry)
             table.append((at, array.shape[0] if array.ndim else 1))
@@ -109,11 +111,12 @@ def write(entries: Sequence[Entry], path: Path) -> int:
             at = _up(at + array.nbytes + SLACK)
         out.truncate(at)
         out.seek(0)
-        out.write(struct.pack("<8sII16s", MAGIC, VERSION, len(entries), signature(entries)))
+        out.write(struct.pack(HEAD, MAGIC, VERSION, len(entries), signature(entries), at))
         for offset, rows in table:
             out.write(struct.pack("<QQ", offset, rows))
         out.flush()
         os.fsync(out.fileno())
+    os.replace(new, path)  # who has the old one mapped keeps it
     return at
 
 

@@ -22,7 +22,7 @@ enum {
   RANKER_BAD_ID = 1,      /* an id that its table does not have: see ranker_fault */
   RANKER_BAD_INPUT = 2,   /* an id beyond the bound that its input declares: see ranker_fault */
   RANKER_CANNOT_OPEN = 3, /* no such file, or it cannot be mapped */
-  RANKER_NOT_ITS_WEIGHTS = 4, /* the file was packed for another program, or by another version */
+  RANKER_NOT_ITS_WEIGHTS = 4, /* the file was packed for another program, or is cut short */
   RANKER_NO_MEMORY = 5
 };
 

@@ -149,8 +149,8 @@ struct DotU8 {
 };
 #endif
 // A tile of MR rows and NV vectors of outputs, from vector `first` of NALL; k runs over groups of inputs. WHOLE: no vector is cut short.
-template <class Dot, int NALL, int KG, bool WHOLE, int MR, int NV, class Row, class Ahead, class Begin, class End>
-INL void tile(int t, const typename Dot::W *w, int first, Row row, Ahead ahead, Begin begin, End end) {
+template <class Dot, int NALL, int KG, bool WHOLE, int MR, int NV, class Row, class Begin, class End>
+INL void tile(int t, const typename Dot::W *w, int first, Row row, Begin begin, End end) {
   using W = typename Dot::W;
   constexpr int WIDE = 64 / LANES, G = Dot::group; // vectors of a panel
   typename Dot::Acc acc[MR][NV];
@@ -169,9 +169,6 @@ INL void tile(int t, const typename Dot::W *w, int first, Row row, Ahead ahead, 
     UNROLL
     for (int j = 0; j < NV; j++) acc[i][j] = Dot::start(begin((first + j) * LANES));
   }
-  UNROLL
-  for (int i = 0; i < MR; i++) UNROLL
-  for (int j = 0; j < NV; j++) ahead(t + i, (first + j) * LANES);
   ROLLED
   for (int k = 0; k < KG; k++) {
     UNROLL
@@ -185,36 +182,35 @@ INL void tile(int t, const typename Dot::W *w, int first, Row row, Ahead ahead, 
   for (int i = 0; i < MR; i++) UNROLL
   for (int j = 0; j < NV; j++) end(t + i, (first + j) * LANES, Dot::total(acc[i][j], begin((first + j) * LANES)), C<WHOLE>{});
 }
-template <class Dot, int NALL, int KG, bool WHOLE, int MR, int NV, class Row, class Ahead, class Begin, class End>
-INL void columns(int T, int &t, const typename Dot::W *w, int first, Row row, Ahead ahead, Begin begin, End end) {
-  for (; t + MR <= T; t += MR) tile<Dot, NALL, KG, WHOLE, MR, NV>(t, w, first, row, ahead, begin, end);
+template <class Dot, int NALL, int KG, bool WHOLE, int MR, int NV, class Row, class Begin, class End>
+INL void columns(int T, int &t, const typename Dot::W *w, int first, Row row, Begin begin, End end) {
+  for (; t + MR <= T; t += MR) tile<Dot, NALL, KG, WHOLE, MR, NV>(t, w, first, row, begin, end);
 }
-// T rows by N outputs. row(t) points to the inputs of a row; ahead(t, o) asks for what the end of a tile will read; begin(o) is what
-// the sums of LANES outputs from o on begin with;
+// T rows by N outputs. row(t) points to the inputs of a row; begin(o) is what the sums of LANES outputs from o on begin with;
 // end(t, o, sums, whole) takes them, all of them when `whole`, else those below N.
-template <class Dot, int N, int KG, int MR, int NV, class Row, class Ahead, class Begin, class End>
-INL void products(int T, const typename Dot::W *w, Row row, Ahead ahead, Begin begin, End end) {
+template <class Dot, int N, int KG, int MR, int NV, class Row, class Begin, class End>
+INL void products(int T, const typename Dot::W *w, Row row, Begin begin, End end) {
   constexpr int NALL = (N + 15) / 16 * 16 / LANES, REST = NALL % NV;
   constexpr bool WHOLE = REST != 0 ? N >= (NALL - REST) * LANES : N % 16 == 0; // in the main loop: panels are padded to 16
   if (T == 1) { // one row: as many outputs in flight as the registers hold
     constexpr int LONG = NALL < MR * NV ? NALL : MR * NV > 16 ? 16 : MR * NV, LAST = NALL % LONG;
     ROLLED
-    for (int v = 0; v + LONG <= NALL; v += LONG) tile<Dot, NALL, KG, N % 16 == 0, 1, LONG>(0, w, v, row, ahead, begin, end);
-    if constexpr (LAST != 0) tile<Dot, NALL, KG, N % 16 == 0, 1, LAST>(0, w, NALL - LAST, row, ahead, begin, end);
+    for (int v = 0; v + LONG <= NALL; v += LONG) tile<Dot, NALL, KG, N % 16 == 0, 1, LONG>(0, w, v, row, begin, end);
+    if constexpr (LAST != 0) tile<Dot, NALL, KG, N % 16 == 0, 1, LAST>(0, w, NALL - LAST, row, begin, end);
     return;
   }
   ROLLED
   for (int v = 0; v + NV <= NALL; v += NV) {
     int t = 0;
-    columns<Dot, NALL, KG, WHOLE, MR, NV>(T, t, w, v, row, ahead, begin, end);
-    if constexpr (MR > 4) columns<Dot, NALL, KG, WHOLE, 4, NV>(T, t, w, v, row, ahead, begin, end);
-    if constexpr (MR > 2) columns<Dot, NALL, KG, WHOLE, 2, NV>(T, t, w, v, row, ahead, begin, end);
-    columns<Dot, NALL, KG, WHOLE, 1, NV>(T, t, w, v, row, ahead, begin, end);
+    columns<Dot, NALL, KG, WHOLE, MR, NV>(T, t, w, v, row, begin, end);
+    if constexpr (MR > 4) columns<Dot, NALL, KG, WHOLE, 4, NV>(T, t, w, v, row, begin, end);
+    if constexpr (MR > 2) columns<Dot, NALL, KG, WHOLE, 2, NV>(T, t, w, v, row, begin, end);
+    columns<Dot, NALL, KG, WHOLE, 1, NV>(T, t, w, v, row, begin, end);
   }
   if constexpr (REST != 0) {
     int t = 0;
-    columns<Dot, NALL, KG, N % 16 == 0, MR, REST>(T, t, w, NALL - REST, row, ahead, begin, end);
-    columns<Dot, NALL, KG, N % 16 == 0, 1, REST>(T, t, w, NALL - REST, row, ahead, begin, end);
+    columns<Dot, NALL, KG, N % 16 == 0, MR, REST>(T, t, w, NALL - REST, row, begin, end);
+    columns<Dot, NALL, KG, N % 16 == 0, 1, REST>(T, t, w, NALL - REST, row, begin, end);
   }
 }
 // A linear with few outputs: vectors along the K inputs. Weights (N, K rounded up to 64), zeros behind K.
@@ -339,16 +335,13 @@ def emit(code: Code, step: Step) -> None:
     tile_rows, vectors = tile_of(node, code.plan.isa)
     code.add(f"auto row = [&](int t) FORCE {{ return {row}; }};")
     zero = "F{}" if kind != "u8" else f"load({epilogue.zero} + o)"
-    with code.block("auto ahead = [&](int t, int o) FORCE"):
-        epilogue.ask()
-    code.lines[-1] += ";"
     code.add(f"auto begin = [&](int o) FORCE {{ return {zero}; }};")
     with code.block("auto end = [&](int t, int o, auto sums, auto whole) FORCE"):
         code.add(f"const int lanes = whole.value || {n} - o > LANES ? LANES : {n} - o; (void)lanes;")
         epilogue.write("sums")
     code.lines[-1] += ";"
     groups = -(-k // group)
-    code.add(f"products<{DOT[kind]}, {n}, {groups}, {tile_rows}, {vectors}>((int)M * {reps}, {weight}, row, ahead, begin, end);")
+    code.add(f"products<{DOT[kind]}, {n}, {groups}, {tile_rows}, {vectors}>((int)M * {reps}, {weight}, row, begin, end);")
 
 
 class _Epilogue:
@@ -381,15 +374,6 @@ class _Epilogue:
         for member in step.nodes:
             if member in step.stored:
                 code.write(member)
-
-    def ask(self) -> None:
-        """Ask for the operands that are as large as the result, before the tile's products: they come from the second-level cache."""
-        near = [v for v in pointwise.outside(self.step) if v.side == self.step.side and size(v) == size(self.node)]
-        if near and self.reps == 1:
-            for operand in near:
-                self.code.add(f"__builtin_prefetch({self.code.read(operand).row('t')} + o);")
-        else:
-            self.code.add("(void)t, (void)o;")
 
     def write(self, sums: str) -> None:
         code, node, step = self.code, self.node, self.step

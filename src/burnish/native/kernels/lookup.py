@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 
+from burnish.errors import BuildError
 from burnish.graph.node import Node
 from burnish.graph.ops import Op
 from burnish.native.code import Code
-from burnish.native.plan import Step, ctype, size, source
+from burnish.native.plan import SIZES, Step, ctype, size, source
 
 TEMPLATE = r"""
 // Tables: get(id, c) gives LANES values of a row from column c on
@@ -56,6 +57,10 @@ INL i64 checked(ranker &r, i64 id, i64 rows, int table, i64 m) {
   }
   return 0;
 }
+template <class T> struct TableOf {
+  const T *p;
+}; // values that are not floats, copied as they are
+template <int W, class T> INL void lookup_row(const TableOf<T> &table, i64 id, T *y) { memcpy(y, table.p + id * W, W * sizeof(T)); }
 template <int W, class T> INL void lookup_row(const T &table, i64 id, float *y) {
   UNROLL
   for (int c = 0; c < W / LANES * LANES && c < 256; c += LANES) store(y + c, table.template get<W>(id, c));
@@ -114,6 +119,13 @@ INL void bag_row(const T &table, const Id *ids, i64 rows, ranker &r, int number,
 KINDS = {"float32": ("TableF32", "float"), "bfloat16": ("TableBF16", "uint16_t"), "float16": ("TableF16", "uint16_t")}
 
 
+def check(step: Step) -> None:
+    node = step.head
+    assert node is not None
+    if node.dtype not in KINDS:
+        raise BuildError(f"the native backend has no BAG of {node.dtype} rows: {node!r}. Cast the table to float32")
+
+
 def emit(code: Code, step: Step) -> None:
     """A loop over the rows and ids."""
     node = step.head
@@ -143,34 +155,39 @@ def emit(code: Code, step: Step) -> None:
 
 
 def table_kind(table: Node) -> str:
-    if table.op is Op.DEQUANTIZE:
+    """How the rows of a table lie in the packed file: f32, bf16, f16, s8, s4, or the dtype of rows that are not floats."""
+    if _quantized(table):
         return "s8" if table.inputs[0].dtype == "int8" else "s4"
-    return {"bfloat16": "bf16", "float16": "f16"}.get(stored_dtype(table), "f32")
+    return {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}.get(_stored(table)[1], table.dtype)
 
 
-def stored_dtype(table: Node) -> str:
-    """The dtype in which a table's rows lie in the packed file."""
+def _quantized(table: Node) -> bool:
+    return table.op is Op.DEQUANTIZE and table.inputs[0].op is Op.WEIGHT
+
+
+def _stored(table: Node) -> tuple[Node, str]:
+    """The node whose array is packed, and its dtype there: the narrow rows under a CAST, else the table's own values."""
     base = table.inputs[0] if table.op is Op.CAST and table.dtype == "float32" else table
-    return base.dtype if base.op is Op.WEIGHT and base.dtype in KINDS else "float32"
+    if base.op is Op.WEIGHT and base.dtype in KINDS:
+        return base, base.dtype
+    return table, "float32" if table.dtype in KINDS else table.dtype
 
 
 def declare(code: Code, table: Node) -> tuple[str, int]:
     """A local table object and the number of its rows' packed array."""
     name = code.fresh("table")
-    if table.op is Op.DEQUANTIZE:
+    if _quantized(table):
         kind, element = ("TableS8", "int8_t") if table.inputs[0].dtype == "int8" else ("TableS4", "uint8_t")
         number, scales = code.packed("table", table.inputs[0]), code.packed("table", table.inputs[1])
         code.add(f"const {kind} {name} = {{(const {element} *)r.w[{number}], (const float *)r.w[{scales}]}};")
         return name, number
-    kind, element = KINDS[stored_dtype(table)]
-    number = code.packed(
-        "table",
-        table.inputs[0]
-        if stored_dtype(table) != "float32"
-        or (table.op is Op.CAST and table.inputs[0].op is Op.WEIGHT and table.inputs[0].dtype == "float32")
-        else table,
-    )
-    code.add(f"const {kind} {name} = {{(const {element} *)r.w[{number}], nullptr}};")
+    stored, dtype = _stored(table)
+    number = code.packed("table", stored)
+    if dtype in KINDS:
+        kind, element = KINDS[dtype]
+        code.add(f"const {kind} {name} = {{(const {element} *)r.w[{number}], nullptr}};")
+    else:
+        code.add(f"const TableOf<{ctype(table)}> {name} = {{(const {ctype(table)} *)r.w[{number}]}};")
     return name, number
 
 
@@ -187,9 +204,9 @@ def emit_prefetch(code: Code, step: Step) -> None:
     halves = [h for spec in code.plan.graph.inputs for h in spec.halves]
     inner = math.prod(half.shape[1:])
     name, number = declare(code, table)
-    row_bytes = {"s8": 1.0, "s4": 0.5, "bf16": 2.0, "f16": 2.0, "f32": 4.0}[table_kind(table)] * table.shape[1]
-    scales = f"{name}.scale" if table.op is Op.DEQUANTIZE else "nullptr"
+    bits = {"s8": 8, "s4": 4, "bf16": 16, "f16": 16}.get(table_kind(table), 8 * SIZES[ctype(table)])
+    scales = f"{name}.scale" if _quantized(table) else "nullptr"
     code.add(
-        f"prefetch_rows<{size(ids)}, {inner}, {int(row_bytes)}, {ctype(value)}>(r, {halves.index(half)}, from, count, {skip}, "
+        f"prefetch_rows<{size(ids)}, {inner}, {bits * table.shape[1] // 8}, {ctype(value)}>(r, {halves.index(half)}, from, count, {skip}, "
         f"(const char *){name}.p, r.rows[{number}], {scales});"
     )

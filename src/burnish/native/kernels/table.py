@@ -25,6 +25,7 @@ KERNELS: dict[Op, Emit] = {
     Op.GRU: recurrent.emit,
 }
 CHECKS: dict[Op, Callable[[Step], None]] = {
+    Op.BAG: lookup.check,
     Op.MATMUL: matmul.check,
     **{op: reduce.check for op in (Op.SOFTMAX, Op.LAYERNORM)},
 }
