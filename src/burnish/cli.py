@@ -137,12 +137,15 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     workers: Annotated[int, typer.Option(min=1, help="Processes, one core each.")] = 1,
     name: Annotated[str | None, typer.Option(help="The model's name in the protocol; default: the directory's.")] = None,
+    deadline_ms: Annotated[
+        float | None, typer.Option(help="Time of a request that says none; default: the objective's p99, else 1000.")
+    ] = None,
 ) -> None:
     """Serve an artifact over HTTP (Open Inference Protocol v2)."""
     from burnish.serve.app import serve as run
 
     path = artifact_in(directory)
-    run(path, http=http, host=host, workers=workers, metrics=metrics, name=name or directory.resolve().name)
+    run(path, http=http, host=host, workers=workers, metrics=metrics, name=name or directory.resolve().name, deadline_ms=deadline_ms)
 
 
 @app.command(epilog="Example: burnish plan out/ --qps 80000 --p99 8")

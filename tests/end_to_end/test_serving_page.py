@@ -53,7 +53,7 @@ def close(found: Any, shown: Any) -> bool:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_every_curl_line_answers_what_the_page_shows(server):
     shown = [(code, expected) for (kind, code), (_, expected) in itertools.pairwise(BLOCKS) if kind == "sh"]
-    assert len(shown) == 4
+    assert len(shown) == 5
     for code, expected in shown:
         told = subprocess.run(
             ["bash", "-ec", code.replace("localhost:8000", server.address)], capture_output=True, text=True, check=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -14,8 +15,9 @@ import pytest
 from burnish.errors import InputError, ServeError
 from burnish.inputs import Input
 from burnish.runtime.artifact import Output
-from burnish.serve.app import Application, Served, Server
+from burnish.serve.app import Application, Server
 from burnish.serve.metrics import Board
+from burnish.serve.worker import Served, Worker
 
 
 class Broken:
@@ -59,8 +61,7 @@ def board():
 
 def ask(application: Application, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
     http = Http(body)
-    with pytest.raises(StopIteration):  # it awaits nothing but the body
-        application.__rsgi__(Scope(method, path, body), http).send(None)
+    asyncio.run(application.__rsgi__(Scope(method, path, body), http))
     assert http.answer is not None
     return http.answer[0], http.answer[2]
 
@@ -69,7 +70,7 @@ BODY = json.dumps({"inputs": [{"name": "x", "shape": [2], "datatype": "FP32", "d
 
 
 def test_a_fault_of_the_scorer_is_a_500_with_its_reason_in_the_log(board, capsys):
-    application = Application({"m": Served("m", Broken(RuntimeError("engine burnt")))}, board.claim(), board=board)
+    application = Application(Worker({"m": Served("m", Broken(RuntimeError("engine burnt")))}, board.claim()), board)
     status, body = ask(application, "POST", "/v2/models/m/infer", BODY)
     assert (status, json.loads(body)) == (500, {"error": "the server failed on this request; its log has the reason"})
     assert "RuntimeError: engine burnt" in capsys.readouterr().err
@@ -77,26 +78,27 @@ def test_a_fault_of_the_scorer_is_a_500_with_its_reason_in_the_log(board, capsys
 
 
 def test_what_the_scorer_refuses_is_a_400_with_its_sentence(board):
-    application = Application({"m": Served("m", Broken(InputError("no such id")))}, board.claim())
+    application = Application(Worker({"m": Served("m", Broken(InputError("no such id")))}, board.claim()))
     status, body = ask(application, "POST", "/v2/models/m/infer", BODY)
     assert (status, json.loads(body)) == (400, {"error": "no such id"})
 
 
 def test_metrics_are_not_told_where_they_have_a_port_of_their_own(board):
-    application = Application({}, board.claim())
+    application = Application(Worker({}, board.claim()))
     assert ask(application, "GET", "/metrics")[0] == 404
 
 
 def test_each_process_counts_in_a_row_of_its_own_and_all_are_summed(board):
     mine = board.claim()
-    mine.scored(16, 0.001, 0.0015)
+    mine.scored(16, 0.0002, 0.001, 0.0015)
     mine.answered(400)
     code = """
 import sys
 from pathlib import Path
 from burnish.serve.metrics import Board
+from burnish.serve.worker import Served, Worker
 row = Board(Path(sys.argv[1]), {}).claim()
-row.scored(200, 0.25, 0.5)
+row.scored(200, 0.1, 0.25, 0.5, late=True)
 print(row.index)
 """
     for _ in range(2):  # the second takes the row that the first left, and goes on in it
@@ -110,6 +112,8 @@ print(row.index)
         'burnish_candidates_bucket{le="16.0"} 1.0',
         'burnish_candidates_bucket{le="+Inf"} 3.0',
         "burnish_candidates_sum 416.0",
+        "burnish_late_total 2.0",
+        'burnish_queue_seconds_bucket{le="0.0002"} 1.0',
         'burnish_compute_seconds_bucket{le="0.001"} 1.0',
         'burnish_request_seconds_bucket{le="0.5"} 3.0',
     ):
@@ -118,7 +122,7 @@ print(row.index)
 
 
 def test_a_value_beyond_the_last_bound_is_in_the_last_bucket(board):
-    board.claim().scored(10**6, 60.0, 61.0)
+    board.claim().scored(10**6, 0.5, 60.0, 61.0)
     text = board.text().decode()
     assert 'burnish_request_seconds_bucket{le="10.0"} 0.0' in text
     assert 'burnish_request_seconds_bucket{le="+Inf"} 1.0' in text

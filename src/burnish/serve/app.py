@@ -1,16 +1,19 @@
 """`burnish serve`: an artifact behind the Open Inference Protocol v2, on granian (RSGI), one worker process a core.
 
 Scoring runs in the worker's event loop: a worker is one core, a request is a millisecond, and handing it to another thread would cost more
-than it waits. Weights are mapped, so workers share them. `docs/serving.md` has the protocol with examples.
+than it waits; `admission` has the order. Weights are mapped, so workers share them. `docs/serving.md` has the protocol with examples.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import errno
 import functools
+import math
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -28,47 +31,38 @@ from granian.rsgi import ProtocolClosed
 from burnish.errors import BurnishError, InputError, ServeError
 from burnish.host import versions
 from burnish.runtime.artifact import Artifact
-from burnish.runtime.scorer import Scorer, load
+from burnish.runtime.scorer import Scores, load
 from burnish.serve import protocol
-from burnish.serve.metrics import CONTENT_TYPE, GONE, Board, Row
-from burnish.serve.protocol import Signature
+from burnish.serve.admission import OVERLOADED
+from burnish.serve.metrics import CONTENT_TYPE, GONE, Board
+from burnish.serve.protocol import Call, Signature
 from burnish.serve.wire import LIMITS, Limits, Refused
+from burnish.serve.worker import VERSION, Served, Worker, objective_ms
 
 _COMPRESSED = "compressed bodies are not supported. Send the tensors as binary data"
 _JSON = [("content-type", "application/json")]
-_VERSION = "1"
+_LATER = [*_JSON, ("retry-after", "1")]  # whole seconds, of which a queue of milliseconds needs none
+HEADER_TIMEOUT = "x-request-timeout-ms"
+_FILES = 128  # open files of a worker beside its connections
 DRAIN_SECONDS = 30  # what requests in flight have to finish after SIGTERM
 
 
-class Served:
-    """A model under its name: the scorer, and what it takes and gives."""
-
-    def __init__(self, name: str, scorer: Scorer, version: str = _VERSION) -> None:
-        self.name = name
-        self.version = version
-        self.scorer = scorer
-        self.signature = Signature.of(scorer.inputs, scorer.outputs)
-        self.layouts: dict[bytes, protocol.Layout] = {}
-        self.metadata = msgspec.json.encode(protocol.model_metadata(self.signature, name, version))
-
-
 class Application:
-    """The RSGI application of one worker. `board` answers /metrics here when it is given."""
+    """The RSGI application of one worker: REST. `board` answers /metrics here when it is given."""
 
-    def __init__(self, models: dict[str, Served], counters: Row, limits: Limits = LIMITS, board: Board | None = None) -> None:
-        self.models = models
-        self._at = {f"/v2/models/{m.name}{version}": m for m in models.values() for version in ("", f"/versions/{m.version}")}
-        self.counters = counters
-        self.limits = limits
+    def __init__(self, worker: Worker, board: Board | None = None) -> None:
+        self.worker = worker
         self.board = board
+        models = worker.models.values()
+        self._at = {f"/v2/models/{m.name}{version}": m for m in models for version in ("", f"/versions/{m.version}")}
         self._metadata = msgspec.json.encode(protocol.server_metadata(versions("burnish").get("burnish", "")))
+        self._reading: dict[asyncio.Task[Any], float] = {}  # bodies that are arriving, and since when
 
     async def __rsgi__(self, scope: Any, http: Any) -> None:
-        began = time.perf_counter()
         path = scope.path
         try:
             if path.endswith("/infer"):
-                await self._infer(scope, http, path, began)
+                await self._infer(scope, http, path)
             else:
                 self._tell(scope, http, path)
         except Refused as refused:
@@ -78,45 +72,93 @@ class Application:
         except InputError as error:
             self._refuse(http, 400, str(error))
         except ProtocolClosed:  # the client went away while it was sending; nobody is there to answer
-            self.counters.answered(GONE)
+            self.worker.counters.answered(GONE)
         except Exception:  # a fault of ours ends one request, not the worker
             traceback.print_exc()
             self._refuse(http, 500, "the server failed on this request; its log has the reason")
 
-    async def _infer(self, scope: Any, http: Any, path: str, began: float) -> None:
+    async def _infer(self, scope: Any, http: Any, path: str) -> None:
+        worker = self.worker
         model = self._model(path.removesuffix("/infer"))
         if scope.method != "POST":
             raise Refused(f"{path} takes POST, not {scope.method}", 405)
         headers = scope.headers
-        body = await (http() if self._announced(headers) else self._parts(http))
-        call = protocol.decode(model.signature, body, headers.get(protocol.HEADER_LENGTH), self.limits, model.layouts)
-        computing = time.perf_counter()
-        scores = protocol.score(model.scorer, call)
-        computed = time.perf_counter()
-        answer, header_length = protocol.encode(model.signature, call, scores, model.name, model.version)
-        self.counters.scored(call.rows, computed - computing, time.perf_counter() - began)  # before the answer, or a kill could lose it
-        if header_length is None:
-            http.response_bytes(200, _JSON, answer)
-        else:
-            http.response_bytes(200, [("content-type", "application/octet-stream"), (protocol.HEADER_LENGTH, str(header_length))], answer)
+        timeout = _timeout(headers)
+        body = await self._body(http, headers)
+        arrived = time.perf_counter()
+
+        def answer(call: Call, scores: Scores) -> None:
+            text, length = protocol.encode(model.signature, call, scores, model.name, model.version)
+            if length is None:
+                http.response_bytes(200, _JSON, text)
+            else:
+                http.response_bytes(200, [("content-type", "application/octet-stream"), (protocol.HEADER_LENGTH, str(length))], text)
+
+        try:
+            asked, cut = protocol.outline(model.signature, body, headers.get(protocol.HEADER_LENGTH), worker.limits, model.layouts)
+            await worker.score(model, asked, body, cut, arrived, timeout, answer)
+        finally:
+            worker.release(len(body))
+
+    async def _body(self, http: Any, headers: Any) -> bytes:
+        """The body, whole, held until it is released. Refused when it is too long, or too long on its way."""
+        task = asyncio.current_task()
+        assert task is not None
+        if not self._reading:
+            asyncio.get_running_loop().call_later(self.worker.limits.body_seconds, self._give_up)
+        self._reading[task] = time.perf_counter()
+        try:
+            return await (self._whole(http, headers) if self._announced(headers) else self._parts(http))
+        except asyncio.CancelledError:
+            if task in self._reading:  # not ours
+                raise
+            task.uncancel()
+            raise Refused(f"the body did not arrive within {self.worker.limits.body_seconds:g} seconds", 408) from None
+        finally:
+            self._reading.pop(task, None)
+
+    def _give_up(self) -> None:
+        """End the reading of bodies that have taken too long, and look again when the next one will have."""
+        limit, now = self.worker.limits.body_seconds, time.perf_counter()
+        for task, since in list(self._reading.items()):
+            if now - since < limit:
+                asyncio.get_running_loop().call_later(limit - (now - since), self._give_up)
+                return
+            del self._reading[task]
+            task.cancel()
 
     def _announced(self, headers: Any) -> bool:
         """Whether the body's length is known and allowed, so that it may be read whole."""
-        length = headers.get("content-length")
+        length, most = headers.get("content-length"), self.worker.limits.body_bytes
         if length is None or not length.isdigit():
             return False
-        if int(length) > self.limits.body_bytes:
-            raise Refused(f"the body has {length} bytes; at most {self.limits.body_bytes} are allowed", 413)
+        if int(length) > most:
+            raise Refused(f"the body has {length} bytes; at most {most} are allowed", 413)
         return True
+
+    async def _whole(self, http: Any, headers: Any) -> bytes:
+        """A body of known length. The space is taken before it is read."""
+        size = int(headers.get("content-length"))
+        self.worker.hold(size)
+        try:
+            return await http()
+        except BaseException:
+            self.worker.release(size)
+            raise
 
     async def _parts(self, http: Any) -> bytes:
         """A body of unknown length, read no further than the limit."""
-        parts, size = [], 0
-        async for part in http:
-            size += len(part)
-            if size > self.limits.body_bytes:
-                raise Refused(f"the body has more than {self.limits.body_bytes} bytes, which is what is allowed", 413)
-            parts.append(part)
+        parts, size, most = [], 0, self.worker.limits.body_bytes
+        try:
+            async for part in http:
+                self.worker.hold(len(part))
+                size += len(part)
+                if size > most:
+                    raise Refused(f"the body has more than {most} bytes, which is what is allowed", 413)
+                parts.append(part)
+        except BaseException:
+            self.worker.release(size)
+            raise
         return b"".join(parts)
 
     def _tell(self, scope: Any, http: Any, path: str) -> None:
@@ -146,15 +188,26 @@ class Application:
             return found
         match path.split("/"):
             case ["", "v2", "models", name, *rest] if not rest or (rest[0] == "versions" and len(rest) == 2):
-                model = self.models.get(name)
-                if model is None:
-                    raise Refused(f"there is no model {name!r}. This server has {', '.join(map(repr, self.models))}", 404)
-                raise Refused(f"model {name!r} has no version {rest[1]!r}. It has {model.version!r}", 404)
+                return self.worker.model(name, *rest[1:])
         raise Refused(f"there is nothing at {path}. A model is at /v2/models/<name>", 404)
 
     def _refuse(self, http: Any, status: int, sentence: str) -> None:
-        self.counters.answered(status)
-        http.response_bytes(status, _JSON, msgspec.json.encode({"error": sentence}))
+        self.worker.counters.answered(status)
+        http.response_bytes(status, _JSON if status != OVERLOADED else _LATER, msgspec.json.encode({"error": sentence}))
+
+
+def _timeout(headers: Any) -> float | None:
+    """Seconds that the header of a request gives it."""
+    told = headers.get(HEADER_TIMEOUT)
+    if told is None:
+        return None
+    try:
+        seconds = float(told) / 1000
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < math.inf:
+        raise Refused(f"the header X-Request-Timeout-Ms is {told!r}. Give milliseconds above 0")
+    return seconds
 
 
 def serve(
@@ -165,12 +218,15 @@ def serve(
     workers: int = 1,
     metrics: int | None = None,
     name: str | None = None,
+    deadline_ms: float | None = None,
     limits: Limits = LIMITS,
 ) -> None:
     """Serve the artifact at `path` until SIGTERM or SIGINT, then finish the requests in flight and return.
 
     `name` is the model's in the protocol, by default the directory's. `metrics` is a port of its own for /metrics; without it they are at
-    /metrics of `http`. ServeError when a port cannot be had, ArtifactError when the artifact cannot be read, both before anything starts.
+    /metrics of `http`. `deadline_ms` is the time of a request that does not say its own, by default the p99 of the objective that the
+    artifact was chosen for, else a second; what cannot be answered in time is refused at once. ServeError when a port cannot be had,
+    ArtifactError when the artifact cannot be read, both before anything starts.
     """
     from granian import Granian
     from granian.constants import HTTPModes, Interfaces, Loops
@@ -184,11 +240,15 @@ def serve(
         raise ServeError(f"{name!r} cannot be the name of a model. Use letters, digits, '.', '_' and '-'")
     if workers < 1:
         raise ServeError(f"a server cannot have {workers} workers. Give at least 1")
+    if deadline_ms is None:
+        deadline_ms = objective_ms(artifact.manifest.measured)
+    if not 0 < deadline_ms < math.inf:
+        raise ServeError(f"a deadline of {deadline_ms:g} ms cannot be met. Give milliseconds above 0")
     Signature.of(artifact.manifest.inputs, artifact.manifest.outputs)
     for port, option in ((http, "http"), (metrics, "metrics")):
         if port is not None:
             _check_port(host, port, option)
-    board = Board.create(workers, {"model": name, "version": _VERSION, "backend": program.backend, "target": program.target})
+    board = Board.create(workers, {"model": name, "version": VERSION, "backend": program.backend, "target": program.target})
     if metrics is not None:
         start_http_server(metrics, addr=host, registry=board.registry)
     server = Granian(
@@ -200,11 +260,14 @@ def serve(
         http=HTTPModes.http1,
         websockets=False,
         workers=workers,
+        backpressure=_connections(limits),
         respawn_failed_workers=True,
         workers_kill_timeout=DRAIN_SECONDS,
         log_level=LogLevels.error,
     )
-    loader = functools.partial(_application, artifact.path, name, limits, board.path, board.facts, metrics is None, workers > 1)
+    loader = functools.partial(
+        _application, artifact.path, name, deadline_ms / 1000, limits, board.path, board.facts, metrics is None, workers > 1
+    )
     print(f"{name} ({program.backend}, {program.target}) is served at http://{host}:{http}/v2/models/{name}", file=sys.stderr, flush=True)
     try:
         server.serve(target_loader=cast(Any, loader), wrap_loader=False)
@@ -217,7 +280,7 @@ def serve(
 
 
 def _application(
-    path: Path, name: str, limits: Limits, board_path: Path, facts: dict[str, str], metrics_here: bool, pin: bool
+    path: Path, name: str, timeout: float, limits: Limits, board_path: Path, facts: dict[str, str], metrics_here: bool, pin: bool
 ) -> Application:
     """What a worker runs: it maps the artifact, takes a row of the board, and a core when there are several workers."""
     # a fork has its parent's handlers, which would swallow a signal that comes before granian sets the worker's own
@@ -230,10 +293,22 @@ def _application(
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[counters.index % len(cores)]})
     try:
-        model = Served(name, load(path))
+        model = Served(name, load(path), timeout=timeout)
+        worker = Worker({name: model}, counters, limits)
+        worker.warm(model)
     except BurnishError as error:
         sys.exit(str(error))
-    return Application({name: model}, counters, limits, board if metrics_here else None)
+    return Application(worker, board if metrics_here else None)
+
+
+def _connections(limits: Limits) -> int:
+    """How many connections a worker may have; granian leaves further ones unaccepted, idle ones count. Opens as many files as it takes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = hard if hard != resource.RLIM_INFINITY else limits.connections + _FILES
+    wanted = min(limits.connections + _FILES, most)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(1, wanted - _FILES)
 
 
 def _end_with_parent() -> None:

@@ -21,17 +21,20 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 GONE = 499  # as nginx says it: the client closed its connection before it had sent all
-STATUSES = (200, 400, 404, 405, 413, 415, GONE, 500)
+STATUSES = (200, 400, 404, 405, 408, 413, 415, GONE, 500, 503)
 SECONDS = (*(round(step * 10.0**power, 9) for power in range(-5, 1) for step in (1, 1.5, 2, 3, 5, 7)), 10.0)
 CANDIDATES = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384, 65536)
 HISTOGRAMS = {
     "burnish_request_seconds": ("Seconds from a request's arrival in its worker to its answer.", SECONDS),
+    "burnish_queue_seconds": ("Seconds from a request's arrival in its worker to its turn.", SECONDS),
     "burnish_compute_seconds": ("Seconds of a request that were spent in the scorer.", SECONDS),
     "burnish_candidates": ("Candidates (rows) of a request.", CANDIDATES),
 }
-# a row: a count for each status, for each histogram its buckets (the last is +Inf) and the sum; whole pages, so rows share no cache line
+# a row: a count for each status, answers that were late, requests that wait, for each histogram its buckets (the last is +Inf) and the sum;
+# whole pages, so rows share no cache line
 _STARTS: dict[str, int] = {}
-_SLOTS = len(STATUSES)
+_LATE, _WAITING = len(STATUSES), len(STATUSES) + 1
+_SLOTS = len(STATUSES) + 2
 for _name, (_, _bounds) in HISTOGRAMS.items():
     _STARTS[_name] = _SLOTS
     _SLOTS += len(_bounds) + 2
@@ -45,15 +48,22 @@ class Row:
         self.index = index
         self._cells = cells
         self._status = {status: at for at, status in enumerate(STATUSES)}
-        self._request, self._compute, self._candidates = _STARTS.values()
+        self._request, self._queue, self._compute, self._candidates = _STARTS.values()
+        self.waiting(0)  # of a worker that died none waits any more
 
     def answered(self, status: int) -> None:
         self._cells[self._status[status]] += 1.0
 
-    def scored(self, candidates: int, compute_seconds: float, request_seconds: float) -> None:
-        """One request that was answered with scores."""
+    def waiting(self, requests: int) -> None:
+        """So many requests wait for their turn now."""
+        self._cells[_WAITING] = requests
+
+    def scored(self, candidates: int, queue_seconds: float, compute_seconds: float, request_seconds: float, late: bool = False) -> None:
+        """One request that was answered with scores; `late` when its time was over by then."""
         self._cells[self._status[200]] += 1.0
+        self._cells[_LATE] += late
         self._observe(self._request, SECONDS, request_seconds)
+        self._observe(self._queue, SECONDS, queue_seconds)
         self._observe(self._compute, SECONDS, compute_seconds)
         self._observe(self._candidates, CANDIDATES, candidates)
 
@@ -109,6 +119,8 @@ class Board:
         for at, status in enumerate(STATUSES):
             answers.add_metric((str(status),), total[at])
         yield answers
+        yield CounterMetricFamily("burnish_late", "Requests that were scored, and answered after their time was over.", value=total[_LATE])
+        yield GaugeMetricFamily("burnish_waiting", "Requests that wait for their turn.", value=total[_WAITING])
         for name, (about, bounds) in HISTOGRAMS.items():
             start = _STARTS[name]
             counts = np.cumsum(total[start : start + len(bounds) + 1])

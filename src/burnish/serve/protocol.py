@@ -90,6 +90,7 @@ class Layout(msgspec.Struct):
     rows: int
     requests: int
     binary_bytes: int
+    timeout: float | None = None  # seconds that the request gives itself
     answer: bytes | None = None
 
 
@@ -121,6 +122,7 @@ class _OutputParameters(msgspec.Struct):
 
 class _RequestParameters(msgspec.Struct):
     binary_data_output: bool = False
+    timeout: int | None = None  # microseconds
 
 
 class _OutputTensor(msgspec.Struct):
@@ -145,12 +147,21 @@ def decode(
     limits: Limits = LIMITS,
     kept: dict[bytes, Layout] | None = None,
 ) -> Call:
-    """The call that `body` asks for; arrays are views of it where alignment allows, read-only. Refused for anything malformed.
+    """The call that `body` asks for; arrays are views of it where alignment allows, read-only. Refused for anything malformed."""
+    found, cut = outline(signature, body, header_length, limits, kept)
+    return fill(found, body, cut)
 
-    `kept` remembers layouts between calls of one signature and one limits.
-    """
+
+def outline(
+    signature: Signature,
+    body: bytes,
+    header_length: str | None = None,
+    limits: Limits = LIMITS,
+    kept: dict[bytes, Layout] | None = None,
+) -> tuple[Layout, int]:
+    """The layout of a body, and where its JSON ends. `kept` remembers layouts between calls of one signature and one limits."""
     if header_length is None:
-        return fill(layout(signature, body, False, limits), b"", 0)
+        return layout(signature, body, False, limits), len(body)
     cut = _cut(body, header_length)
     text = body[:cut]
     found = kept.get(text) if kept is not None else None
@@ -160,7 +171,7 @@ def decode(
             if len(kept) >= _KEPT:  # as many different shapes as this are no traffic that repeats itself
                 kept.clear()
             kept[text] = found
-    return fill(found, body, cut)
+    return found, cut
 
 
 def layout(signature: Signature, text: bytes, binary: bool, limits: Limits = LIMITS) -> Layout:
@@ -193,7 +204,15 @@ def layout(signature: Signature, text: bytes, binary: bool, limits: Limits = LIM
             hint = f"{requests} rows, one a request" if OFFSETS in slots and OFFSETS not in known else "one row"
             raise Refused(f"input {wire.name!r} is on the request side and has {slots[wire.name].shape[0]} rows. Give it {hint}")
     size = sum(slot.size for slot in slots.values())
-    return Layout(message.id, _wanted(signature, message), tuple(slots.values()), plain, rows, requests, size)
+    timeout = message.parameters.timeout if message.parameters is not None else None
+    return Layout(message.id, _wanted(signature, message), tuple(slots.values()), plain, rows, requests, size, seconds_of(timeout))
+
+
+def seconds_of(timeout: int | None) -> float | None:
+    """Seconds of the parameter timeout, which is in microseconds; None where it is absent, or 0, which asks for the server's own."""
+    if timeout is not None and timeout < 0:
+        raise Refused(f"the parameter timeout is {timeout}. Give microseconds")
+    return timeout / 1e6 if timeout else None
 
 
 def fill(found: Layout, body: bytes, cut: int) -> Call:

@@ -23,11 +23,16 @@ class Refused(ServeError):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What one request may ask for. Larger ones are refused before anything is computed or, for the body, read."""
+    """What one request may ask for, and a worker may hold. What goes beyond is refused before anything is computed or, for a body, read."""
 
     body_bytes: int = 64 << 20
     rows: int = 1 << 16
     tensors: int = 1024
+    body_seconds: float = 10.0  # in which a body must have arrived
+    seconds: float = 60.0  # the longest time that a request can ask for
+    connections: int = 4096  # of one worker, idle ones included
+    waiting: int = 1024  # requests of one worker that wait for their turn
+    held_bytes: int = 256 << 20  # bodies of one worker's requests, those that are still arriving included
 
 
 LIMITS = Limits()

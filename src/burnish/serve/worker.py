@@ -1,0 +1,116 @@
+"""What a worker process does for either protocol: it finds the model, gives requests their turns, scores them, and counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+
+from burnish.runtime.scorer import Scorer, Scores
+from burnish.serve import protocol
+from burnish.serve.admission import OVERLOADED, Turns
+from burnish.serve.metrics import Row
+from burnish.serve.protocol import Call, Layout, Signature
+from burnish.serve.wire import LIMITS, Limits, Refused
+
+T = TypeVar("T")
+
+VERSION = "1"
+DEADLINE_MS = 1000.0  # where neither the command nor the artifact says one
+WARM_ROWS = (1, 16, 128, 1024)
+
+
+class Served:
+    """A model under its name: the scorer, what it takes and gives, and the time of a request that does not say its own (`timeout`, s)."""
+
+    def __init__(self, name: str, scorer: Scorer, version: str = VERSION, timeout: float = DEADLINE_MS / 1000) -> None:
+        self.name = name
+        self.version = version
+        self.scorer = scorer
+        self.timeout = timeout
+        self.signature = Signature.of(scorer.inputs, scorer.outputs)
+        self.layouts: dict[bytes, Layout] = {}
+        self.metadata = msgspec.json.encode(protocol.model_metadata(self.signature, name, version))
+
+
+class Worker:
+    """The models of one process, and the turns in which their requests are scored."""
+
+    def __init__(self, models: Mapping[str, Served], counters: Row, limits: Limits = LIMITS) -> None:
+        self.models = models
+        self.counters = counters
+        self.limits = limits
+        self.turns = Turns(limits.waiting)
+        self._held = 0
+
+    def warm(self, model: Served) -> None:
+        """Score golden rows of several sizes, so that the first request finds everything in place, and its time known."""
+        table, _ = model.scorer.artifact.golden()
+        for rows in WARM_ROWS:
+            some = {name: np.ascontiguousarray(array[np.arange(rows) % len(array)]) for name, array in table.items()}
+            for _ in range(3):
+                began = time.perf_counter()
+                model.scorer.outputs_of(some)
+                now = time.perf_counter()
+            self.turns.service.met(rows, now - began, now)
+
+    def model(self, name: str, version: str = "") -> Served:
+        """The model of that name, and of that version where one is given."""
+        found = self.models.get(name)
+        if found is None:
+            raise Refused(f"there is no model {name!r}. This server has {', '.join(map(repr, self.models))}", 404)
+        if version and version != found.version:
+            raise Refused(f"model {name!r} has no version {version!r}. It has {found.version!r}", 404)
+        return found
+
+    def hold(self, size: int) -> None:
+        """Account for `size` more bytes of a body, until `release`; Refused where that would be too many."""
+        if self._held + size > self.limits.held_bytes:
+            raise Refused(f"overloaded: the requests here have {self._held} bytes already. Try again later, or elsewhere", OVERLOADED)
+        self._held += size
+
+    def release(self, size: int) -> None:
+        self._held -= size
+
+    async def score(
+        self,
+        model: Served,
+        asked: Layout,
+        body: bytes,
+        cut: int,
+        arrived: float,
+        timeout: float | None,
+        answer: Callable[[Call, Scores], T],
+    ) -> T:
+        """What `answer` makes of the scores of one request, in its turn. `timeout` is what the transport says of the request's time, in s.
+
+        Refused (503) when it cannot be answered in time.
+        """
+        told = [t for t in (timeout, asked.timeout) if t is not None]
+        seconds = min(*told, self.limits.seconds) if told else model.timeout
+
+        def turn() -> T:
+            began = time.perf_counter()
+            call = protocol.fill(asked, body, cut)
+            computing = time.perf_counter()
+            scores = protocol.score(model.scorer, call)
+            computed = time.perf_counter()
+            found = answer(call, scores)
+            took = time.perf_counter() - arrived
+            self.counters.scored(call.rows, began - arrived, computed - computing, took, took > seconds)
+            return found
+
+        try:
+            return await self.turns.run(turn, asked.rows, arrived, seconds)
+        finally:
+            self.counters.waiting(len(self.turns))
+
+
+def objective_ms(measured: Mapping[str, object]) -> float:
+    """The time of a request as the objective says it that the artifact was chosen for (its manifest's `measured`), else the default."""
+    objective = measured.get("objective")
+    found = objective.get("p99_ms") if isinstance(objective, dict) else None
+    return float(found) if isinstance(found, int | float) else DEADLINE_MS
