@@ -196,7 +196,7 @@ class _Search:
         if line is not None and line.result["trial"] == chosen.id and (to / "manifest.json").exists():
             return Artifact.read(to)
         artifact = self.subject.artifact(chosen.id, chosen.recipe)
-        artifact.measured(**msgspec.to_builtins(chosen.measured))
+        artifact.measured(**msgspec.to_builtins(chosen.measured), objective=msgspec.to_builtins(self.job.objective))
         artifact.save(to)
         self.journal.add(Line("kept", result={"trial": chosen.id}))
         return artifact
