@@ -56,6 +56,10 @@ class Prune(StepBase, frozen=True):
     keep: float | Literal["auto"] = "auto"
     narrowest: int = 32
 
+    def __post_init__(self) -> None:
+        if self.keep != "auto" and not 0 < self.keep <= 1:
+            raise RecipeError(f'step Prune has keep {self.keep}. Use "auto" or a part of each layer above 0 and at most 1')
+
 
 class LowRank(StepBase, frozen=True):
     """Linears with at least `narrowest` inputs and outputs become two narrow ones where that is cheaper (docs/pruning.md).
@@ -69,6 +73,12 @@ class LowRank(StepBase, frozen=True):
     rank: int | Literal["auto"] = "auto"
     error: float | Literal["auto"] = "auto"
     narrowest: int = 32
+
+    def __post_init__(self) -> None:
+        if self.rank != "auto" and self.rank < 1:
+            raise RecipeError(f'step LowRank has rank {self.rank}. Use "auto" or a number of at least 1')
+        if self.rank != "auto" and self.error != "auto":
+            raise RecipeError("step LowRank has both rank and error. Give one of them")
 
 
 class Bf16(StepBase, frozen=True):

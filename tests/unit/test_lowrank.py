@@ -17,6 +17,7 @@ from burnish.passes.evidence import Judge, expected_auc, macs, moments, score_lo
 from burnish.passes.factor import factor_request
 from burnish.passes.lowrank import factored, factors, low_rank
 from burnish.passes.tidy import tidy
+from burnish.recipe import LowRank
 
 SMALL = {"dcn_v2": {"ids": 10, "deep": (128, 64)}, "dlrm": {"ids": 8, "bottom": (128, 64), "top": (128, 64)}}
 
@@ -92,8 +93,6 @@ def test_a_rank_or_an_error_may_be_given():
     (down, _), _ = linears(low_rank(graph, x, error=0.01)), 0
     assert each.error(down[0]) <= 0.01 < each.error(down[0] - 16) if down[0] > 16 else each.error(16) <= 0.01
     assert linears(low_rank(graph, x, error=0)) == [(96, 80)]
-    with pytest.raises(RecipeError, match=r"LowRank has both rank and error\. Give one of them"):
-        low_rank(graph, x, rank=8, error=0.1)
 
 
 def test_a_linear_cheap_for_a_candidate_is_left_whole():
@@ -147,6 +146,13 @@ def test_rows_that_cannot_serve_are_refused():
     x[4, 1] = np.nan
     with pytest.raises(InputError, match=r"^calibration rows 0 to 59 make .* NaN or infinite\. Remove such rows"):
         low_rank(graph, {"x": x})
+
+
+def test_a_step_that_cannot_be_meant_is_refused():
+    with pytest.raises(RecipeError, match=r'^step LowRank has rank 0\. Use "auto" or a number of at least 1$'):
+        LowRank(rank=0)
+    with pytest.raises(RecipeError, match=r"^step LowRank has both rank and error\. Give one of them$"):
+        LowRank(rank=8, error=0.1)
 
 
 def test_moments_are_those_of_all_rows_whatever_the_batches():

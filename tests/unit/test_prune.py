@@ -19,6 +19,7 @@ from burnish.passes.prune import Layer, layers, prune, pruned, removal
 from burnish.passes.refit import refitted
 from burnish.passes.tidy import tidy
 from burnish.quantize.ptq import int8
+from burnish.recipe import Prune
 
 SMALL = {"dcn_v2": {"ids": 10, "deep": (128, 64)}, "dlrm": {"ids": 8, "bottom": (128, 64), "top": (128, 64)}}
 
@@ -251,7 +252,7 @@ def test_random_graphs_stay_valid_and_within_the_budget(graph, budget):
 def test_what_cannot_be_meant_is_refused():
     rng = np.random.default_rng(6)
     graph = two_layers(rng.normal(size=(64, 20)), rng.normal(size=64), rng.normal(size=(7, 64)))
-    with pytest.raises(RecipeError, match=r"^Prune has keep 0\.0\. Use a part of each layer above 0 and at most 1$"):
-        prune(graph, rows_of_x(100, 20, rng), keep=0.0)
+    with pytest.raises(RecipeError, match=r'^step Prune has keep 0\.0\. Use "auto" or a part of each layer above 0 and at most 1$'):
+        Prune(keep=0.0)
     with pytest.raises(RecipeError, match=r"^10 calibration rows are too few to prune by; 64 are the least"):
         prune(graph, rows_of_x(10, 20, rng))

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from burnish.errors import RecipeError
 from burnish.graph.interpret import constant
 from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import Op
@@ -64,8 +63,6 @@ def low_rank(
     fit, judging = split(graph, calibration)
     found = factors(graph, fit, narrowest)
     if rank != "auto" or error != "auto":
-        if rank != "auto" and error != "auto":
-            raise RecipeError("LowRank has both rank and error. Give one of them")
         whole = macs(graph)
         ranks = [rank if isinstance(rank, int) else _rank_of(each, float(error)) for each in found]
         return factored(graph, {each: r for each, r in zip(found, ranks) if macs(factored(graph, {each: r})) < whole}, fit)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from burnish.errors import RecipeError
 from burnish.graph.interpret import constant
 from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import POINTWISE, REDUCE, Op
@@ -81,8 +80,6 @@ def prune(graph: Graph, calibration: Rows, loss: float = 0.0003, keep: float | s
         return pruned(graph, kept, seen, fit if refit else None)
 
     if not isinstance(keep, str):
-        if not 0 < keep <= 1:
-            raise RecipeError(f"Prune has keep {keep}. Use a part of each layer above 0 and at most 1")
         wanted = {i: [n for n in layer.sizes if n >= keep * layer.width] for i, layer in enumerate(found)}
         return made({i: sizes[-1] for i, sizes in wanted.items() if sizes}, True)
     return shrink(graph, judging, loss, [layer.sizes for layer in found], made)
