@@ -265,6 +265,16 @@ def test_names_that_do_not_match_forward_are_told_with_both_lists():
     )
 
 
+def test_two_inputs_of_one_name_are_refused():
+    with pytest.raises(CaptureError, match=r"^2 inputs are named 'x'\. Give each its own name$"):
+        capture(Once(lambda m, x: x), [x, x])
+
+
+def test_a_model_whose_output_changes_its_width_with_the_batch_is_refused():
+    with pytest.raises(CaptureError, match="mixes the rows of a batch"):
+        of(lambda m, x: x[:, : 1 + min(x.shape[0], 3)])
+
+
 def test_half_precision_weights_are_refused():
     with pytest.raises(
         CaptureError, match=r"^weight 'lin\.weight' is bfloat16\. Capture the float32 model \(model\.float\(\)\); precision is a step"

@@ -68,9 +68,12 @@ def inferred(examples: Mapping[str, Any]) -> tuple[tuple[Input, ...], dict[str, 
 
 def forms(model: Any, specs: Sequence[Input]) -> list[Form]:
     """The ways to try, the likeliest first; CaptureError when names and arguments do not match."""
+    names = [spec.name for spec in specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise CaptureError(f"{names.count(name)} inputs are named {name!r}. Give each its own name")
     known = parameters(model)
     plain = [p for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    names = [spec.name for spec in specs]
     required = [p.name for p in plain if p.default is p.empty]
     by_name = {spec.name: spec for spec in specs}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in known)

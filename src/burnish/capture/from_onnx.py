@@ -182,7 +182,7 @@ def _translated(node: ir.Node, operands: Sequence[Any], call: Call, file: str, e
                 f"{name} at {at} draws random numbers, so a row has no fixed score. Export in evaluation mode, {AS_IT_CAME}"
             ) from None
         raise CaptureError(f"{name} at {at} is {error}, which burnish has no op for. Write it another way, {AS_IT_CAME}") from None
-    except (GraphError, TypeError, AttributeError, IndexError, KeyError, ValueError) as error:
+    except (GraphError, TypeError, AttributeError, LookupError, ValueError, ArithmeticError, AssertionError) as error:
         raise AtThisBatch(f"burnish does not know this form of {name} at {at} ({error}). Write it another way, {AS_IT_CAME}") from error
 
 

@@ -188,8 +188,7 @@ def _traced(caller: Caller, batch: int) -> torch.export.ExportedProgram:
         table.pop(getattr(getattr(torch.ops.aten, packet), overload), None)
     try:
         with _quiet(), _lines_of_functions():
-            program = torch.export.export(caller, tensors, strict=False)
-        return program.run_decompositions(table)
+            return torch.export.export(caller, tensors, strict=False).run_decompositions(table)
     except CaptureError:
         raise
     except Exception as error:  # the model's own code runs here and may raise anything
@@ -349,7 +348,7 @@ class _Walk:
             ) from None
         except Unsupported as error:
             raise CaptureError(_refused(str(error), name, at)) from None
-        except (GraphError, TypeError, AttributeError, IndexError, KeyError, ValueError) as error:
+        except (GraphError, TypeError, AttributeError, LookupError, ValueError, ArithmeticError, AssertionError) as error:
             raise CaptureError(
                 f"burnish does not know this form of {name} at {at} ({error}). Write it another way, {AS_IT_CAME}"
             ) from error

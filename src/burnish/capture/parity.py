@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from burnish.capture.value import AtThisBatch
+from burnish.capture.value import AS_IT_CAME, AtThisBatch
 from burnish.errors import BurnishError, CaptureError
 from burnish.graph.interpret import interpret
 from burnish.graph.node import Graph
@@ -68,26 +68,22 @@ def check_parity(graph: Graph, model: Callable[[Table], Mapping[str, np.ndarray]
         for name, expected in want.items():
             found = got[name]
             if found.shape != expected.shape and not (n == 1 and found.size == expected.size):
-                raise CaptureError(
-                    f"output {name!r} of the captured graph has shape {found.shape} at batch {n}, the model's {expected.shape}"
-                )
+                raise _why(name, model, rows, f"has shape {found.shape} at batch {n}, and the model's has {expected.shape}")
             off = difference(expected, found.reshape(expected.shape))
             if off > TOLERANCE:
-                raise _why(name, n, off, model, rows)
+                size = f"by {off:.2g} of its largest magnitude at batch {n} (allowed {TOLERANCE:g})"
+                raise _why(name, model, rows, f"differs from the model's {size}")
 
 
-def _why(name: str, n: int, off: float, model: Callable[[Table], Mapping[str, np.ndarray]], rows: Table) -> CaptureError:
+def _why(name: str, model: Callable[[Table], Mapping[str, np.ndarray]], rows: Table, how: str) -> CaptureError:
     """The model's own rows tell whether it mixes them; else the graph is wrong."""
     few, more = (model({key: array[:m] for key, array in rows.items()})[name] for m in (2, 3))
-    if difference(few, more[:2]) > TOLERANCE:
+    if few.shape != more[:2].shape or difference(few, more[:2]) > TOLERANCE:
         return CaptureError(
             f"output {name!r} of the same rows differs between a batch of 2 and one of 3: the model mixes the rows of a batch, "
-            'so a row has no score of its own. Take that out of forward, or serve the model as it came: backend="eager".'
+            f"so a row has no score of its own. Take that out of forward, {AS_IT_CAME}"
         )
-    return AtThisBatch(
-        f"output {name!r} of the captured graph differs from the model's by {off:.2g} of its largest magnitude at batch {n} "
-        f'(allowed {TOLERANCE:g}). Please report it; until then serve the model as it came: backend="eager".'
-    )
+    return AtThisBatch(f"output {name!r} of the captured graph {how}. Please report it; until then {AS_IT_CAME.removeprefix('or ')}")
 
 
 def difference(expected: np.ndarray, got: np.ndarray) -> float:
