@@ -57,6 +57,7 @@ class Application:
         self._at = {f"/v2/models/{m.name}{version}": m for m in models for version in ("", f"/versions/{m.version}")}
         self._metadata = msgspec.json.encode(protocol.server_metadata(versions("burnish").get("burnish", "")))
         self._reading: dict[asyncio.Task[Any], float] = {}  # bodies that are arriving, and since when
+        self._watched = False  # whether a timer looks after them
 
     async def __rsgi__(self, scope: Any, http: Any) -> None:
         path = scope.path
@@ -104,11 +105,20 @@ class Application:
         """The body, whole, held until it is released. Refused when it is too long, or too long on its way."""
         task = asyncio.current_task()
         assert task is not None
-        if not self._reading:
+        if not self._watched:
+            self._watched = True
             asyncio.get_running_loop().call_later(self.worker.limits.body_seconds, self._give_up)
         self._reading[task] = time.perf_counter()
+        size = self._announced(headers)
         try:
-            return await (self._whole(http, headers) if self._announced(headers) else self._parts(http))
+            if size is None:
+                return await self._parts(http)
+            self.worker.hold(size)
+            try:
+                return cast(bytes, await http())
+            except BaseException:
+                self.worker.release(size)
+                raise
         except asyncio.CancelledError:
             if task in self._reading:  # not ours
                 raise
@@ -126,25 +136,16 @@ class Application:
                 return
             del self._reading[task]
             task.cancel()
+        self._watched = False
 
-    def _announced(self, headers: Any) -> bool:
-        """Whether the body's length is known and allowed, so that it may be read whole."""
+    def _announced(self, headers: Any) -> int | None:
+        """The body's length where it is known, so that it may be read whole; Refused when it is not allowed."""
         length, most = headers.get("content-length"), self.worker.limits.body_bytes
         if length is None or not length.isdigit():
-            return False
+            return None
         if int(length) > most:
             raise Refused(f"the body has {length} bytes; at most {most} are allowed", 413)
-        return True
-
-    async def _whole(self, http: Any, headers: Any) -> bytes:
-        """A body of known length. The space is taken before it is read."""
-        size = int(headers.get("content-length"))
-        self.worker.hold(size)
-        try:
-            return await http()
-        except BaseException:
-            self.worker.release(size)
-            raise
+        return int(length)
 
     async def _parts(self, http: Any) -> bytes:
         """A body of unknown length, read no further than the limit."""
