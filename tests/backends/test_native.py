@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -382,6 +383,32 @@ def test_a_call_shared_by_threads_gives_the_same_bits(n: int, tmp_path: Path) ->
         three.rows(given, n)
     three.close()
     one.close()
+
+
+def test_several_requests_in_one_call_score_as_each_alone(tmp_path: Path) -> None:
+    """Through the C face: 3 requests with 50, no and 7 candidates."""
+    graph = model_cases()["dcn_v2 mixed columns"]
+    engine, _ = built(graph, tmp_path)
+    counts, offsets = (50, 0, 7), np.array([0, 50, 50, 57], np.int64)
+    pairs = []
+    for i, n in enumerate(counts):
+        table_ = one_request(graph, rows(graph, max(n, 1), seed=i))
+        pairs.append([contiguous(part) for part in as_request(graph, table_)])
+    arrays = []
+    for half in engine.halves:
+        if half.side == "request":
+            arrays.append(np.stack([request[half.name] for request, _ in pairs]))
+        else:
+            arrays.append(np.concatenate([candidates[half.name][:n] for (_, candidates), n in zip(pairs, counts)]))
+    pointers = (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
+    scores = np.zeros(57, np.float32)
+    out = (ctypes.c_void_p * 1)(scores.ctypes.data)
+    handle = engine.library.ranker_open(str(tmp_path / "weights.bin").encode(), None)
+    failed = engine.library.ranker_requests(handle, 3, offsets.ctypes.data, ctypes.addressof(pointers), ctypes.addressof(out))
+    engine.library.ranker_close(handle)
+    assert failed == 0
+    want = [engine.request(*pair, n)["score"] for pair, n in zip(pairs, counts) if n]
+    np.testing.assert_array_equal(scores, np.concatenate(want))
 
 
 def test_another_system_compiler_gives_the_same_int8_bits(tmp_path: Path) -> None:

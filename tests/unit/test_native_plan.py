@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -226,3 +227,11 @@ def test_the_reference_agrees_with_the_golden_graphs() -> None:
     """The golden graphs are sound: they compute something finite."""
     x = np.zeros((4, 3, 4), np.float32)
     assert np.isfinite(interpret(gated(), {"x": x, "mask": np.ones((4, 3, 1), bool)})["y"]).all()
+
+
+def test_the_code_in_the_docs_is_the_golden_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "native.md").read_text()
+    golden = (GOLDEN / "native_two_fields.cpp").read_text().splitlines()
+    (block,) = re.findall(r"```cpp\n(.*?)```", page, re.S)
+    shown = [line for line in block.splitlines() if line.strip() != "..."]
+    assert shown and [line for line in shown if line not in golden] == []

@@ -47,6 +47,7 @@ class Native:
 
         planned = plan.make(graph, host, self.isa)
         source = emit.emit(planned)
+        toolchain.show(3, source.model)
         library = toolchain.build(source.text, planned.isa, self.compiler)
         folder = out / "program" / "native"
         folder.mkdir(parents=True, exist_ok=True)

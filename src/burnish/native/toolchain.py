@@ -96,8 +96,7 @@ def build(text: str, isa: str, compiler: str | None = None, extra: Sequence[str]
         source, out = Path(work) / "ranker.cpp", Path(work) / "ranker.so"
         source.write_text(text)
         words = command(isa, source, out, compiler, extra)
-        if int(os.environ.get("BURNISH_DEBUG") or 0) >= 4:
-            print(" ".join(words), file=sys.stderr)
+        show(4, " ".join(words))
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode != 0:
             keep = kept.parent / f"{key}.cpp"
@@ -106,6 +105,13 @@ def build(text: str, isa: str, compiler: str | None = None, extra: Sequence[str]
             raise BuildError(f"{compiler} could not compile the generated program ({keep}): {first}. Please report it with that file")
         os.replace(out, kept)
     return kept
+
+
+def show(level: int, text: str) -> None:
+    """Print to stderr when BURNISH_DEBUG is at least `level`: 3 shows the generated C++ of a model, 4 the compiler's commands."""
+    given = os.environ.get("BURNISH_DEBUG", "")
+    if given.isdigit() and int(given) >= level:
+        print(text, file=sys.stderr)
 
 
 @functools.cache
