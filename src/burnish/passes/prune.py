@@ -61,7 +61,7 @@ class Layer:
         return sorted((n for n in tried if n < self.width), reverse=True)
 
 
-def prune(graph: Graph, calibration: Rows, loss: float = 0.0003, keep: float | str = "auto", narrowest: int = LEAST) -> Graph:
+def prune(graph: Graph, calibration: Rows, loss: float = 0.00005, keep: float | str = "auto", narrowest: int = LEAST) -> Graph:
     """linear(f(linear(x, W, b)), V, c)  ->  linear(f(linear(x, W_S, b_S)), V', c'), S the neurons that stay; layers of `narrowest` or more.
 
     1. By default sizes are chosen so that the model saves most at an expected relative loss of AUC of at most `loss` (evidence.Judge).
