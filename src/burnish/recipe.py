@@ -12,7 +12,7 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -21,11 +21,15 @@ from burnish.errors import GraphError, RecipeError
 from burnish.graph.node import Graph
 from burnish.graph.verify import verify
 
+if TYPE_CHECKING:
+    from burnish.train import Training
+
 
 class StepBase(msgspec.Struct, frozen=True, tag=True, tag_field="step", forbid_unknown_fields=True):
     """One step, Graph -> Graph. Its fields are the keyword arguments of the function that STEPS names for it."""
 
-    needs_rows: ClassVar[bool] = False  # True: the function's second argument is the calibration rows
+    needs_rows: ClassVar[bool] = False  # True: the calibration rows follow the graph in the function's arguments
+    trains: ClassVar[bool] = False  # True: then follow the training and the graph that the recipe was applied to
 
 
 class Tidy(StepBase, frozen=True):
@@ -93,8 +97,8 @@ class Int8(StepBase, frozen=True):
     `ranges`: how an activation's range is taken from the calibration rows. `migration`: how far unlike channels are evened out before
     they are quantized, the weights absorbing it: 0 not at all, 1 wholly. `rounding`: "auto" lets weights make up for one another's
     rounding errors where that helps. Each "auto" tries all and keeps what reconstructs the linear's output best. `weight_bits`: 4
-    takes weights of -7 to 7, held in int8. `keep_poor`: leave linears that alone would bring the model's outputs below 30 dB signal to
-    noise. `skip`: linears to leave, by their weight's name.
+    takes weights of -7 to 7, held in int8, 3 those of -3 to 3. `keep_poor`: leave linears that alone would bring the model's outputs below
+    30 dB signal to noise. `skip`: linears to leave, by their weight's name.
     """
 
     needs_rows: ClassVar[bool] = True
@@ -102,7 +106,7 @@ class Int8(StepBase, frozen=True):
     migration: float | Literal["auto"] = "auto"
     rounding: Literal["auto", "nearest"] = "auto"
     bias_correction: bool = True
-    weight_bits: Literal[4, 8] = 8
+    weight_bits: Literal[2, 3, 4, 8] = 8
     keep_poor: bool = True
     narrowest: int = 8
     skip: tuple[str, ...] = ()
@@ -110,6 +114,40 @@ class Int8(StepBase, frozen=True):
     def __post_init__(self) -> None:
         if self.migration != "auto" and not 0 <= self.migration <= 1:
             raise RecipeError(f'step Int8 has migration {self.migration}. Use "auto" or a number from 0 to 1')
+
+
+class Finetune(StepBase, frozen=True):
+    """Float weights learn, on train rows, to score as the graph did that the recipe was applied to (docs/training.md).
+
+    `target`: "original" needs no labels; "labels" learns from those. `epochs`: times each row is seen, at most; it stops early when rows
+    held out gain no more. `rate`: Adam's. `tables`: whether embedding tables learn too.
+    """
+
+    trains: ClassVar[bool] = True
+    target: Literal["original", "labels"] = "original"
+    epochs: float = 3.0
+    rate: float = 1e-3
+    batch: int = 1024
+    tables: bool = False
+    seed: int = 0
+
+
+class Qat(StepBase, frozen=True):
+    """Instead of Int8: linears in int8 that learn in that arithmetic, from what Int8 would choose (docs/training.md).
+
+    `weight_bits`, `narrowest` and `skip` as in Int8, the others as in Finetune. Tables that were narrowed before it stay as they are.
+    """
+
+    needs_rows: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+    weight_bits: Literal[2, 3, 4, 8] = 8
+    target: Literal["original", "labels"] = "original"
+    epochs: float = 3.0
+    rate: float = 1e-3
+    batch: int = 1024
+    narrowest: int = 8
+    skip: tuple[str, ...] = ()
+    seed: int = 0
 
 
 class Int8Tables(StepBase, frozen=True):
@@ -124,9 +162,11 @@ class Bf16Tables(StepBase, frozen=True):
     """Tables that are looked up hold bfloat16 rows."""
 
 
-Step = Tidy | Embeddings | Interactions | FactorRequest | Prune | LowRank | Bf16 | Int8 | Int8Tables | Int4Tables | Bf16Tables
+Step = (
+    Tidy | Embeddings | Interactions | FactorRequest | Prune | LowRank | Bf16 | Int8 | Finetune | Qat | Int8Tables | Int4Tables | Bf16Tables
+)
 
-# the function of each step, imported on first use: (graph, **fields) or (graph, calibration, **fields) -> graph
+# the function of each step, imported on first use: (graph[, calibration][, training, original], **fields) -> graph
 STEPS: dict[type, str] = {
     Tidy: "burnish.passes.tidy:tidy",
     Embeddings: "burnish.passes.embedding:embedding",
@@ -136,6 +176,8 @@ STEPS: dict[type, str] = {
     LowRank: "burnish.passes.lowrank:low_rank",
     Bf16: "burnish.quantize.bf16:bf16",
     Int8: "burnish.quantize.ptq:int8",
+    Finetune: "burnish.train.finetune:finetune",
+    Qat: "burnish.train.qat:qat",
     Int8Tables: "burnish.quantize.tables:int8_tables",
     Int4Tables: "burnish.quantize.tables:int4_tables",
     Bf16Tables: "burnish.quantize.tables:bf16_tables",
@@ -206,12 +248,13 @@ def recipe(of: str | Path | Recipe, backend: str | None = None) -> Recipe:
     return found if backend is None else msgspec.structs.replace(found, backend=backend)
 
 
-def apply(graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | None = None) -> Graph:
+def apply(graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | None = None, training: Training | None = None) -> Graph:
     """The graph after each step of the recipe, verified after each.
 
-    `calibration`: input name -> array (rows, *shape), rows the model meets in use; RecipeError when a step needs them and there are none,
-    and, with the step's name, when a step leaves a graph that breaks a rule.
+    `calibration`: input name -> array (rows, *shape), rows the model meets in use. `training`: the rows, and more, of steps that train.
+    RecipeError when a step needs what is not given, and, with the step's name, when a step leaves a graph that breaks a rule.
     """
+    original = graph
     for step in recipe.steps:
         name = type(step).__name__
         if step.needs_rows and calibration is None:
@@ -219,9 +262,14 @@ def apply(graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | 
                 f"step {name} of recipe {recipe.name or describe(recipe)!r} needs calibration rows and has none. "
                 "Give calibration=, a few thousand rows from the training data: {input name: array (rows, *shape)}"
             )
-        rows = (calibration,) if step.needs_rows else ()
+        if step.trains and training is None:
+            raise RecipeError(
+                f"step {name} of recipe {recipe.name or describe(recipe)!r} trains, and has no train rows. "
+                "Give training=Training(rows the model was trained on: {input name: array (rows, *shape)})"
+            )
+        given = ((calibration,) if step.needs_rows else ()) + ((training, original) if step.trains else ())
         try:
-            graph = verify(_function(type(step))(graph, *rows, **_fields(step)))
+            graph = verify(_function(type(step))(graph, *given, **_fields(step)))
         except GraphError as error:
             told = recipe.name or describe(recipe)
             raise RecipeError(f"step {name} of recipe {told!r} left a graph that does not hold: {error}") from error

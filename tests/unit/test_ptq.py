@@ -280,7 +280,7 @@ def test_int4_weights_are_minus_7_to_7_and_searching_their_range_pays():
     (choice,) = ptq.choose(graph, {"x": x}, weight_bits=4, rounding="nearest")
     assert (choice.q.min(), choice.q.max()) == (-7, 7)
     w = (choice.linear.weight / choice.scheme.multiplier.astype(np.float64)).astype(np.float32)
-    plain, scale = affine.quantize_rows(w, ptq.S4_MAX)
+    plain, scale = affine.quantize_rows(w, ptq.largest(4))
     lost = [float(np.mean((q * s[:, None] - w) ** 2)) for q, s in ((plain, scale), (choice.q, choice.scale))]
     assert lost[1] < 0.95 * lost[0]
     (better,) = ptq.choose(graph, {"x": x}, weight_bits=4)

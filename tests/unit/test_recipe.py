@@ -17,6 +17,7 @@ from burnish.recipe import (
     STEPS,
     Bf16,
     FactorRequest,
+    Finetune,
     Int8,
     Recipe,
     Step,
@@ -128,6 +129,11 @@ def _linear_graph() -> Graph:
 def test_apply_asks_for_the_calibration_rows_it_needs():
     with pytest.raises(RecipeError, match=r"step Int8 of recipe 'Int8' needs calibration rows and has none\. Give calibration="):
         apply(_linear_graph(), Recipe((Int8(),)))
+
+
+def test_apply_asks_for_the_train_rows_it_needs():
+    with pytest.raises(RecipeError, match=r"step Finetune of recipe 'Finetune' trains, and has no train rows\. Give training="):
+        apply(_linear_graph(), Recipe((Finetune(),)))
 
 
 def test_apply_names_the_step_that_leaves_a_broken_graph(monkeypatch):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from burnish.errors import GraphError
 from burnish.graph.interpret import read_by_row
-from burnish.graph.node import Graph, Node
+from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import Op, promote
 
 DTYPES = {
@@ -45,21 +45,24 @@ TRAINABLE: dict[Op, tuple[int, ...]] = {
     Op.GRU: (2, 3, 4, 5),
 }
 
+Row = Callable[["_Twin", Node, tuple[Any, ...]], Any]
 Tensors = tuple[Any, ...]  # fx.Proxy while the twin is made, torch.Tensor when one calls a row of TWIN directly
 
 
-def to_torch(graph: Graph) -> fx.GraphModule:
+def to_torch(graph: Graph, rows: Mapping[Node, Row] | None = None) -> fx.GraphModule:
     """A module whose forward takes a plain table, every input (N, *shape) by position or name, and returns the output (N, *shape), or
     a dict of them when there are several.
 
     Weights of floating dtype are Parameters named after `graph.weights` (a name that is no identifier gets underscores), of which only
-    those in TRAINABLE places ask for a gradient; the rest are buffers. Mapped arrays stay mapped, and are not trained.
+    those in TRAINABLE places ask for a gradient; the rest are buffers. Mapped arrays stay mapped, and are not trained. `rows`: nodes that
+    are computed otherwise than by their op's row of TWIN.
     """
+    rows = rows or {}
     root, code = nn.Module(), fx.Graph()
     tracer = fx.proxy.GraphAppendingTracer(code)
     builder = _Twin(graph, root, code, tracer)
     places: dict[str, Any] = {spec.name: fx.Proxy(code.placeholder(_identifier(spec.name)), tracer) for spec in graph.inputs}
-    rows = next(iter(places.values())).shape[0] if places else 1
+    count = next(iter(places.values())).shape[0] if places else 1
     for node in graph.order:
         if node.op is Op.INPUT:
             half = node["half"]
@@ -68,16 +71,42 @@ def to_torch(graph: Graph) -> fx.GraphModule:
         elif node.op is not Op.WEIGHT and node not in builder.read_by_row:
             if node.op not in TWIN:
                 raise GraphError(f"the torch twin has no {node.op.name}. Add it to graph/to_torch.py (docs/adding_an_op.md)")
-            value = TWIN[node.op](builder, node, tuple(builder.read(operand) for operand in node.inputs))
+            row = rows.get(node, TWIN[node.op])
+            value = row(builder, node, tuple(builder.read(operand) for operand in node.inputs))
             builder.values[node] = _round(value, node.dtype) if node.dtype in HALVES else value
     outputs = {}
     for name, node in graph.outputs:
         value = builder.read(node)
-        outputs[name] = (value[None].expand(rows, *node.shape) if node.side == "constant" else value).node
+        outputs[name] = (value[None].expand(count, *node.shape) if node.side == "constant" else value).node
     code.output(outputs if len(outputs) > 1 else next(iter(outputs.values())))
-    code.eliminate_dead_code()
+    code.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     code.lint()
     return fx.GraphModule(root, code, "RankerTwin")
+
+
+def trained_weights(graph: Graph, twin: nn.Module) -> dict[Node, Node]:
+    """For each float32 WEIGHT that asks for a gradient in `twin`, the graph's twin, one that holds the values it has there."""
+    parameters = dict(twin.named_parameters())
+    return {
+        node: weight(node["weight"].name, parameters[name].detach().numpy().copy())
+        for node, name in weight_names(graph).items()
+        if node.dtype == "float32" and name in parameters and parameters[name].requires_grad
+    }
+
+
+def weight_names(graph: Graph) -> dict[Node, str]:
+    """What the WEIGHT nodes are called in a twin: the names of `graph.weights` as identifiers that nothing else has."""
+    held = {id(w): name for name, w in graph.weights.items()}
+    taken = set(dir(nn.Module()))
+    names = {}
+    for node in graph.order:
+        if node.op is Op.WEIGHT:
+            name = _identifier(held[id(node["weight"])])
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            names[node] = name
+    return names
 
 
 class _Twin:
@@ -88,21 +117,16 @@ class _Twin:
         self.values: dict[Node, Any] = {}
         self.read_by_row = read_by_row(graph)
         trained = {node.inputs[i] for node in graph.order for i in TRAINABLE.get(node.op, ()) if i < len(node.inputs)}
-        held = {id(w): name for name, w in graph.weights.items()}
-        self.names: dict[Node, str] = {}
-        for node in graph.order:
-            if node.op is Op.WEIGHT:
-                self.names[node] = self._keep(_identifier(held[id(node["weight"])]), node, node in trained)
+        self.names = weight_names(graph)
+        for node, name in self.names.items():
+            self._keep(name, node, node in trained)
 
-    def _keep(self, name: str, node: Node, trained: bool) -> str:
-        while hasattr(self.root, name):
-            name += "_"
+    def _keep(self, name: str, node: Node, trained: bool) -> None:
         tensor, mapped = _tensor(node)
         if tensor.is_floating_point():
             self.root.register_parameter(name, nn.Parameter(tensor, requires_grad=trained and not mapped))
         else:
             self.root.register_buffer(name, tensor)
-        return name
 
     def read(self, node: Node) -> Any:
         """The value of a node, float32 where it is a half float; None of a table that is only read by row."""
@@ -113,6 +137,11 @@ class _Twin:
     def held(self, node: Node) -> Any:
         """The tensor of a WEIGHT as it is kept."""
         return fx.Proxy(self.code.get_attr(self.names[node]), self.tracer)
+
+    def module(self, name: str, module: nn.Module, *x: Any) -> Any:
+        """What `module`, kept as a part of the twin under `name`, makes of x."""
+        self.root.add_module(name, module)
+        return fx.Proxy(self.code.call_module(name, tuple(value.node for value in x)), self.tracer)
 
     def indices(self, indices: tuple[int, ...]) -> Any:
         """A buffer of int64 indices."""
@@ -341,7 +370,7 @@ def _expand(twin: _Twin, node: Node, x: Tensors) -> Any:
     return _deeper(x[0], node.inputs[0], len(node["shape"])).expand(-1, *node["shape"])
 
 
-TWIN: dict[Op, Callable[[_Twin, Node, Tensors], Any]] = {
+TWIN: dict[Op, Row] = {
     Op.LOOKUP: lambda twin, node, x: twin.rows_of_table(node.inputs[0], x[1]),
     Op.BAG: _bag,
     Op.LINEAR: _linear,

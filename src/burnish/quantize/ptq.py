@@ -26,7 +26,6 @@ MIGRATIONS = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0)
 RANGES = ("min-max", "percentile", "mse")
 PERCENTILE = 99.99  # of the values, kept by ranges="percentile"
 BINS = 2048
-S4_MAX = 7  # the largest int4 weight; -8 is left out, so that a row is symmetric
 SHRINK = np.linspace(1.0, 0.3, 36)  # parts of the whole range that ranges="mse" tries
 TRIAL_MACS = 400_000_000  # of one trial quantization; bounds the vectors that it is judged on
 CLIPPING_GAINS = 0.6  # a range that clips must lessen the error to this part: what it costs falls on rare rows, which a sample underrates
@@ -128,7 +127,7 @@ def choose(
 ) -> tuple[Choice, ...]:
     """For each linear what, among all that `ranges`, `migration` and `rounding` allow, reconstructs its output best.
 
-    With `weight_bits` 4 a weight is one of -7 to 7, still held in int8.
+    With fewer `weight_bits` a weight is one of fewer whole numbers, still held in int8.
     Linears that read the same value share one scheme where that costs next to nothing.
     """
     chosen = linears(graph, narrowest, skip)
@@ -138,7 +137,7 @@ def choose(
         groups.setdefault(one.value, []).append(one)
     kinds = RANGES if ranges == "auto" else (ranges,)
     degrees = MIGRATIONS if migration == "auto" else (float(migration),)
-    limit = S4_MAX if weight_bits == 4 else affine.S8_MAX
+    limit = largest(weight_bits)
     choices = {}
     for value, group in groups.items():
         observer = seen[value]
@@ -150,6 +149,11 @@ def choose(
                 best = alone
         choices.update({choice.linear.name: choice for choice in best})
     return tuple(choices[one.name] for one in chosen)
+
+
+def largest(weight_bits: int) -> int:
+    """The largest weight of so many bits: 7 of 4. The one more on the negative side is left out, so that a row is symmetric."""
+    return (1 << (weight_bits - 1)) - 1
 
 
 def quantized(graph: Graph, choices: Sequence[Choice]) -> Graph:
