@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from burnish.runtime.artifact import Artifact
     from burnish.runtime.scorer import Scorer, load
     from burnish.search.loop import optimize
+    from burnish.train import Training
 
 _WHERE = {
     "burnish.build": ("compile",),
@@ -57,6 +58,7 @@ _WHERE = {
     "burnish.runtime.artifact": ("Artifact",),
     "burnish.runtime.scorer": ("Scorer", "load"),
     "burnish.search.loop": ("optimize",),
+    "burnish.train": ("Training",),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -78,6 +80,7 @@ __all__ = [
     "RecipeError",
     "Scorer",
     "ServeError",
+    "Training",
     "__version__",
     "capture",
     "compile",

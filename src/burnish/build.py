@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from burnish.graph.ops import Op
 from burnish.host import Host, versions
 from burnish.inputs import Input, rows_of
 from burnish.runtime.artifact import GOLDEN, Artifact, Golden, Manifest, Output, difference, digest, write_manifest
+from burnish.train import Training
 
 GOLDEN_ROWS = 64
 
@@ -35,13 +37,14 @@ def compile(
     host: Host | None = None,
     threads: int | None = None,
     source: Any = None,
+    training: Training | None = None,
 ) -> Artifact:
     """An artifact that computes `graph` by `recipe`; it lives in a temporary directory until its `save`.
 
     `recipe`: the name of one, a Recipe, or the path of one. `calibration`: rows, input name -> (N, *shape), for steps that need them; the
     golden rows are taken from them too. `backend`, `threads`: instead of the recipe's own (native, 1, unless it says otherwise).
     `host`: the machine to build for, this one by default. `source`: the model as it came ("file.py:function", a path, or the module);
-    the backend "eager" runs that, and no other needs it.
+    the backend "eager" runs that, and no other needs it. `training`: rows, and more, for steps that train (docs/training.md).
 
     RecipeError when a step does not apply; BuildError when the backend cannot express the graph, is not installed, or computes something
     else than the interpreter does.
@@ -49,7 +52,7 @@ def compile(
     chosen = recipes.recipe(recipe, backend)
     if threads is not None:
         chosen = msgspec.structs.replace(chosen, threads=threads)
-    return build(graph, chosen, calibration, host, source)
+    return build(graph, chosen, calibration, host, source, functools.partial(recipes.apply, training=training))
 
 
 def build(

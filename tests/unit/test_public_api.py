@@ -12,13 +12,13 @@ import burnish
 
 NAMES = {
     "Artifact", "ArtifactError", "BuildError", "BurnishError", "CaptureError", "Graph", "GraphError", "Host", "Input", "InputError",
-    "JobError", "MeasureError", "ObjectiveNotMet", "Recipe", "RecipeError", "Scorer", "ServeError", "__version__", "capture", "compile",
-    "load", "optimize",
+    "JobError", "MeasureError", "ObjectiveNotMet", "Recipe", "RecipeError", "Scorer", "ServeError", "Training", "__version__", "capture",
+    "compile", "load", "optimize",
 }  # fmt: skip
 SIGNATURES = {
     "Input": "(name, dtype='float32', shape=(), side='candidate', cardinality=None)",
     "capture": "(model, inputs, *, check=True)",
-    "compile": "(graph, recipe='int8', calibration=None, backend=None, host=None, threads=None, source=None)",
+    "compile": "(graph, recipe='int8', calibration=None, backend=None, host=None, threads=None, source=None, training=None)",
     "load": "(path, threads=1, verify=False)",
     "Scorer.__call__": "(self, request=None, candidates=None)",
     "Scorer.rows": "(self, table)",
@@ -28,6 +28,7 @@ SIGNATURES = {
     "Artifact.verify": "(self)",
     "optimize": "(job, out, *, resume=False, progress=None)",
     "Recipe": "(steps=(), backend='native', threads=1, name='')",
+    "Training": "(table, labels=None, output=None, checkpoints=None, progress=None)",
     "Host.here": "()",
     "Host.target": "(name)",
 }

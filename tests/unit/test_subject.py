@@ -1,10 +1,12 @@
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from burnish.errors import JobError
-from burnish.job import Job
+from burnish.graph.node import Graph
+from burnish.job import Job, Search
 from burnish.search.subject import Subject
 
 pl = pytest.importorskip("polars")
@@ -76,3 +78,15 @@ def test_of_several_outputs_the_job_says_which_is_judged(tmp_path):
         subject(tmp_path, output="buy").output(np.zeros(3))
     with pytest.raises(JobError, match=r"the model puts out \(2,\) values a row; the label judges one"):
         subject(tmp_path).output(np.zeros((3, 2)))
+
+
+def test_train_rows_are_read_only_where_the_job_says_retrain(tmp_path):
+    assert subject(tmp_path, train="v.parquet").training is None
+    made = subject(tmp_path, train="v.parquet")
+    made.job = msgspec.structs.replace(made.job, search=Search(retrain=True))
+    made.graph = Graph(made.job.signature, {})
+    assert made.training.labels.sum() == made.rows.labels.sum() and made.training.checkpoints == tmp_path / "work" / "training"
+    without = subject(tmp_path)
+    without.job = msgspec.structs.replace(without.job, search=Search(retrain=True))
+    with pytest.raises(JobError, match=r"job\.toml: search\.retrain is true, and there are no train rows\. Name a file in data\.train"):
+        without.check()

@@ -15,7 +15,7 @@ import msgspec
 import burnish
 from burnish.errors import JobError
 from burnish.host import Host
-from burnish.job import Job
+from burnish.job import Job, Split
 from burnish.search import journal
 
 REPORT = "report.json"
@@ -53,7 +53,8 @@ def fingerprint(job: Job, model: Any) -> dict[str, str]:
         objective=msgspec.structs.replace(job.objective, qps=1.0),
         search=type(job.search)(seed=job.search.seed),
     )
-    splits = {split: job.split_path(split) for split in ("validation", "calibration")}
+    names: tuple[Split, ...] = ("validation", "calibration", "train") if job.search.retrain else ("validation", "calibration")
+    splits = {split: job.split_path(split) for split in names}
     return {
         "the job": _sha(msgspec.json.encode(measured, order="deterministic")),
         "the model": model_digest(job, model),

@@ -19,12 +19,14 @@ from burnish.measure.traffic import Traffic
 from burnish.rows import Rows, check_ids
 from burnish.runtime.artifact import Artifact
 from burnish.runtime.scorer import Scorer
+from burnish.train import Training
 
 if TYPE_CHECKING:
     from burnish.graph.node import Graph
     from burnish.recipe import Recipe, Step
 
 CALIBRATION_ROWS = 20_000
+TRAIN_ROWS = 1_000_000
 TRAFFIC_CALLS = 256
 CHUNK = 8192  # rows scored at once where only the scores matter, not the time
 
@@ -49,6 +51,8 @@ class Subject:
 
     def check(self) -> None:
         """Read the validation rows, and refuse what the search cannot use."""
+        if self.job.search.retrain and self.job.data.train is None:
+            raise JobError(f"{Path(self.job.path).name}: search.retrain is true, and there are no train rows. Name a file in data.train")
         _ = self.file_rows
 
     @cached_property
@@ -74,6 +78,14 @@ class Subject:
         if self.job.split_path("calibration") is None:
             return None
         return self.job.rows("calibration", CALIBRATION_ROWS, self.graph.inputs).table
+
+    @cached_property
+    def training(self) -> Training | None:
+        """Rows that steps may train on; None unless the job says `retrain`."""
+        if not self.job.search.retrain:
+            return None
+        rows = self.job.rows("train", TRAIN_ROWS, self.graph.inputs)
+        return Training(rows.table, rows.labels, self.job.model.output, self.work / "training")
 
     @cached_property
     def traffic(self) -> Traffic:
@@ -110,14 +122,14 @@ class Subject:
         return build(self.graph, recipe, self.calibration, source=self.job.source, apply=self._apply).save(path)
 
     def _apply(self, graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | None) -> Graph:
-        """`recipe.apply`, with the graphs that calibration made kept: the int8 recipes begin alike, and calibrating takes longest. What
-        follows (narrow tables, which are large) is done again for each."""
+        """`recipe.apply`, with the graphs that calibration or training made kept: the int8 recipes begin alike, and those steps take
+        longest. What follows (narrow tables, which are large) is done again for each."""
         from burnish.recipe import apply
 
-        kept = max((i + 1 for i, step in enumerate(recipe.steps) if step.needs_rows), default=0)
+        kept = max((i + 1 for i, step in enumerate(recipe.steps) if step.needs_rows or step.trains), default=0)
         first, rest = recipe.steps[:kept], recipe.steps[kept:]
         if first and first not in self._calibrated:
-            self._calibrated[first] = apply(graph, msgspec.structs.replace(recipe, steps=first), calibration)
+            self._calibrated[first] = apply(graph, msgspec.structs.replace(recipe, steps=first), calibration, self.training)
         return apply(self._calibrated[first] if first else graph, msgspec.structs.replace(recipe, steps=rest), calibration)
 
     def score(self, scorer: Scorer, rows: int, start: int = 0) -> np.ndarray:
