@@ -74,6 +74,20 @@ def test_the_module_is_left_as_it_was():
     assert np.any(held.array != 0)
 
 
+def test_large_tables_are_shared_with_the_module_and_not_copied():
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(100_000, 8)
+
+        def forward(self, item):
+            return self.table(item).sum(1)
+
+    model = One()
+    held = capture(model, [Input("item", "int64")]).weights["table.weight"].array
+    assert np.shares_memory(held, model.table.weight.detach().numpy())
+
+
 def test_example_arrays_stand_for_inputs():
     model, _ = build("DCN-v2")
     rng = np.random.default_rng(0)

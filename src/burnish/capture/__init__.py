@@ -22,7 +22,8 @@ def capture(model: Any, inputs: Examples, *, check: bool = True) -> Graph:
     `model` is an nn.Module, an ExportedProgram, or a path or spec for `load_model`. `inputs` are `Input`s, named as the arguments of
     forward, or example arrays, rows first, in a tuple (forward's positional order) or a dict by name: dtype and shape are taken from them.
     Ids without a declared cardinality get that of the tables they index. `check` compares the graph with the model on rows at batches 1,
-    2, 37 and 128. Weights are shared with the module where they are large, so do not train it on while the graph is in use.
+    2, 37 and 128. Tables beyond 1 MiB are shared with the module and everything else is copied: a module that is trained on changes its
+    tables here too.
 
     CaptureError in one sentence for everything that cannot be captured, with the op and the user's line.
     """

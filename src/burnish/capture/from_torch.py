@@ -31,7 +31,9 @@ from burnish.graph.node import Graph, input_node, weight
 from burnish.graph.verify import verify
 from burnish.inputs import Input
 
-COPIED = 64 << 20  # a weight up to this many bytes is copied, so that training the module on does not change the graph
+SHARED = (
+    1 << 20
+)  # tables beyond this many bytes are shared with the module; every other weight is copied, so that training on changes nothing
 WHOLE = ("linear.default", "scaled_dot_product_attention.default", "gru.input", "layer_norm.default", "rms_norm.default")
 DTYPES = {
     torch.float32: "float32", torch.float64: "float64", torch.int64: "int64", torch.int32: "int32", torch.bool: "bool",
@@ -278,7 +280,8 @@ class _Walk:
         if name is None:
             raise CaptureError(f"the traced program has an input {node.name!r} that is neither a weight nor an input")
         tensor = self.program.state_dict[name] if name in self.program.state_dict else self.program.constants[name]
-        return _weight(name.removeprefix("model."), tensor)
+        table = all(str(user.target).startswith(("aten.embedding", "aten._embedding")) for user in node.users)
+        return _weight(name.removeprefix("model."), tensor, shared=table and tensor.nbytes > SHARED)
 
     def _run(
         self, module: torch.fx.GraphModule, arguments: Sequence[Any], needed: set[torch.fx.Node] | None = None
@@ -381,14 +384,14 @@ def _agree(out: Any, result: Any, name: str, at: str) -> None:
                 assert value.node.shape == V.behind(value.shape, value.rows, value.outer, value.inner), (name, value)
 
 
-def _weight(name: str, tensor: torch.Tensor) -> Value:
+def _weight(name: str, tensor: torch.Tensor, shared: bool = False) -> Value:
     if tensor.dtype not in DTYPES:
         told = str(tensor.dtype).removeprefix("torch.")
         raise CaptureError(f"weight {name!r} is {told}. Capture the float32 model (model.float()); precision is a step of a recipe")
     array = tensor.detach().cpu().numpy()
     if tensor.dtype in (torch.int16, torch.int8, torch.uint8):
         array = array.astype(np.int32)
-    return Value(weight(name, array.copy() if array.nbytes <= COPIED else array), tuple(array.shape))
+    return Value(weight(name, array if shared else array.copy()), tuple(array.shape))
 
 
 def _batch_range(program: torch.export.ExportedProgram) -> int:
