@@ -23,7 +23,8 @@ Rows = Mapping[str, np.ndarray]
 
 LEAST_ROWS = 64  # a quarter of them judges
 BATCH = 1024  # rows interpreted at a time
-JUDGED_ROWS = 8192
+FITTED = (4096, 100_000_000_000)  # rows to fit on: the former, or as many as the model does that many products on
+JUDGED = (1024, 20_000_000_000)  # and rows to judge each trial on
 VECTORS = 32_768  # of one value whose moments are taken; more than eight times as many as channels, or all there are
 CANDIDATES = 128  # of one request, when what is done once a request is weighed against what is done for each candidate
 SPREAD = 0.05  # see Judge
@@ -39,15 +40,19 @@ class Moments:
 
 
 def split(graph: Graph, calibration: Rows) -> tuple[Rows, Rows]:
-    """The rows to fit on and the rows to judge on; RecipeError when there are fewer than LEAST_ROWS."""
+    """The rows to fit on and the rows to judge on, fewer of them for a large model; RecipeError when there are fewer than LEAST_ROWS."""
     count = rows_of(graph.inputs, calibration)
     if count < LEAST_ROWS:
         raise RecipeError(
             f"{count} calibration rows are too few to prune by; {LEAST_ROWS} are the least. Give ten thousand rows of the training data"
         )
     judged = np.arange(count) % 4 == 3
-    judging = {name: array[judged][:JUDGED_ROWS] for name, array in calibration.items()}
-    return {name: array[~judged] for name, array in calibration.items()}, judging
+    products = max(cost(graph).macs, 1)
+
+    def rows(of: np.ndarray, least: int, most: int) -> Rows:
+        return {name: array[of][: max(least, most // products)] for name, array in calibration.items()}
+
+    return rows(~judged, *FITTED), rows(judged, *JUDGED)
 
 
 def moments(graph: Graph, values: Sequence[Node], rows: Rows) -> dict[Node, Moments]:
