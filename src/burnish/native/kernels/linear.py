@@ -271,8 +271,10 @@ def name(node: Node, isa: str) -> str:
 def tile_of(node: Node, isa: str) -> tuple[int, int]:
     """(rows, vectors of outputs) of a tile whose sums, weights and activation fit the registers; widened bytes need two sums a lane."""
     rows, vectors = TILES[lanes(isa)]
+    if isa in ("neon", "dotprod") and kind_of(node) != "u8":
+        return 6, 4  # 32 registers
     if kind_of(node) == "u8" and isa in ("avx512", "avx2"):
-        return (rows, 2) if isa == "avx512" else (3, vectors)
+        return (6, 2) if isa == "avx512" else (6, 1)
     return rows, vectors
 
 
