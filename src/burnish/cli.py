@@ -133,6 +133,7 @@ def bench(
 def serve(
     directory: Directory,
     http: Annotated[int, typer.Option(help="Port of the REST protocol.")] = 8000,
+    grpc: Annotated[int | None, typer.Option(help="Port of the gRPC protocol; default: none.")] = None,
     metrics: Annotated[int | None, typer.Option(help="A port of its own for /metrics; default: on the HTTP port.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     workers: Annotated[int, typer.Option(min=1, help="Processes, one core each.")] = 1,
@@ -141,11 +142,12 @@ def serve(
         float | None, typer.Option(help="Time of a request that says none; default: the objective's p99, else 1000.")
     ] = None,
 ) -> None:
-    """Serve an artifact over HTTP (Open Inference Protocol v2)."""
+    """Serve an artifact over REST and gRPC (Open Inference v2)."""
     from burnish.serve.app import serve as run
 
     path = artifact_in(directory)
-    run(path, http=http, host=host, workers=workers, metrics=metrics, name=name or directory.resolve().name, deadline_ms=deadline_ms)
+    name = name or directory.resolve().name
+    run(path, http=http, grpc=grpc, host=host, workers=workers, metrics=metrics, name=name, deadline_ms=deadline_ms)
 
 
 @app.command(epilog="Example: burnish plan out/ --qps 80000 --p99 8")

@@ -148,7 +148,8 @@ def test_many_clients_at_once_get_their_own_scores(server, scorer):
 def test_health_and_metadata_are_the_protocols(client, server):
     assert client.is_server_live() and client.is_server_ready()
     assert client.is_model_ready("ranker") and client.is_model_ready("ranker", "1")
-    assert client.get_server_metadata() == {"name": "burnish", "version": burnish.__version__, "extensions": ["binary_tensor_data"]}
+    extensions = ["binary_tensor_data", "statistics"]
+    assert client.get_server_metadata() == {"name": "burnish", "version": burnish.__version__, "extensions": extensions}
     told = client.get_model_metadata("ranker")
     assert (told["name"], told["versions"], told["platform"]) == ("ranker", ["1"], "burnish")
     assert told["inputs"] == [
@@ -157,6 +158,20 @@ def test_health_and_metadata_are_the_protocols(client, server):
     ]
     assert [o["name"] for o in told["outputs"]] == ["score", "logit"]
     assert {i["name"] for i in told["forms"]["request"]["inputs"]} == set(wire(*call(1)[:2]))
+
+
+def test_the_repository_and_statistics_are_triton_s(client):
+    assert client.get_model_repository_index() == [{"name": "ranker", "version": "1", "state": "READY", "reason": ""}]
+    before = client.get_inference_statistics("ranker")["model_stats"][0]
+    infer(client, call(3)[2], True)
+    for asked in (("ranker", "1"), ("ranker",), ()):
+        (after,) = client.get_inference_statistics(*asked)["model_stats"]
+        assert (after["name"], after["version"]) == ("ranker", "1")
+        assert after["inference_count"] == before["inference_count"] + 1
+        stats = after["inference_stats"]
+        assert stats["success"]["ns"] > stats["compute_infer"]["ns"] > 0
+    with pytest.raises(triton.InferenceServerException, match="there is no model 'other'"):
+        client.get_inference_statistics("other")
 
 
 def test_what_is_not_there_is_not_found(server):

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from burnish import testing
 from burnish.graph.node import Graph, Node, input_node
 from burnish.graph.ops import Op
 from burnish.inputs import Input
-from burnish.serve.app import Server
+from burnish.serve.app import Server, free_port
 
 pytest.importorskip("onnxruntime")
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
@@ -35,7 +36,8 @@ def server(tmp_path_factory):
     x = testing.concat([input_node(dense), *testing.embeddings(input_node(cat), cat, 4, weights)])
     score = Node(Op.RESHAPE, (testing.sigmoid(testing.mlp(x, (8, 1), weights, last=True)),), shape=())
     artifact = burnish.compile(Graph((dense, cat), {"score": score}), "fp32", backend="onnxruntime")
-    with Server(artifact.save(tmp_path_factory.mktemp("served") / "ranker").path) as started:
+    grpc = free_port() if find_spec("grpc") else None
+    with Server(artifact.save(tmp_path_factory.mktemp("served") / "ranker").path, grpc=grpc) as started:
         yield started
 
 
@@ -63,10 +65,12 @@ def test_every_curl_line_answers_what_the_page_shows(server):
 
 def test_every_python_line_prints_what_the_page_shows(server):
     pytest.importorskip("tritonclient.http")
+    pytest.importorskip("tritonclient.grpc")
     shown = [(code, expected) for (kind, code), (_, expected) in itertools.pairwise(BLOCKS) if kind == "python"]
-    assert len(shown) == 3
+    assert len(shown) == 4
     names: dict[str, Any] = {}
     for code, expected in shown:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            exec(compile(code.replace("localhost:8000", server.address), str(PAGE), "exec"), names)
+            code = code.replace("localhost:8000", server.address).replace("localhost:8001", f"{server.host}:{server.options['grpc']}")
+            exec(compile(code, str(PAGE), "exec"), names)
         assert printed.getvalue() == expected

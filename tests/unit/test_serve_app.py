@@ -78,13 +78,13 @@ def test_a_fault_of_the_scorer_is_a_500_with_its_reason_in_the_log(board, capsys
 
 
 def test_what_the_scorer_refuses_is_a_400_with_its_sentence(board):
-    application = Application(Worker({"m": Served("m", Broken(InputError("no such id")))}, board.claim()))
+    application = Application(Worker({"m": Served("m", Broken(InputError("no such id")))}, board.claim()), board)
     status, body = ask(application, "POST", "/v2/models/m/infer", BODY)
     assert (status, json.loads(body)) == (400, {"error": "no such id"})
 
 
 def test_metrics_are_not_told_where_they_have_a_port_of_their_own(board):
-    application = Application(Worker({}, board.claim()))
+    application = Application(Worker({}, board.claim()), board, metrics=False)
     assert ask(application, "GET", "/metrics")[0] == 404
 
 

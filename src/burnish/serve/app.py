@@ -34,6 +34,7 @@ from burnish.runtime.artifact import Artifact
 from burnish.runtime.scorer import Scores, load
 from burnish.serve import protocol
 from burnish.serve.admission import OVERLOADED
+from burnish.serve.grpc_server import GrpcServer, missing
 from burnish.serve.metrics import CONTENT_TYPE, GONE, Board
 from burnish.serve.protocol import Call, Signature
 from burnish.serve.wire import LIMITS, Limits, Refused
@@ -48,16 +49,38 @@ DRAIN_SECONDS = 30  # what requests in flight have to finish after SIGTERM
 
 
 class Application:
-    """The RSGI application of one worker: REST. `board` answers /metrics here when it is given."""
+    """The RSGI application of one worker: REST, and gRPC beside it where it has an address. `metrics` answers /metrics here."""
 
-    def __init__(self, worker: Worker, board: Board | None = None) -> None:
+    def __init__(self, worker: Worker, board: Board, metrics: bool = True, grpc: str | None = None) -> None:
         self.worker = worker
         self.board = board
+        self.metrics = metrics
+        self._grpc: GrpcServer | None = None
+        self._grpc_address = grpc
         models = worker.models.values()
         self._at = {f"/v2/models/{m.name}{version}": m for m in models for version in ("", f"/versions/{m.version}")}
         self._metadata = msgspec.json.encode(protocol.server_metadata(versions("burnish").get("burnish", "")))
         self._reading: dict[asyncio.Task[Any], float] = {}  # bodies that are arriving, and since when
         self._watched = False  # whether a timer looks after them
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Before the first request."""
+        if self._grpc_address is not None:
+
+            async def start(address: str) -> GrpcServer:  # which must be made where it runs
+                server = GrpcServer(self.worker, self.board, address)
+                await server.start()
+                return server
+
+            try:
+                self._grpc = loop.run_until_complete(start(self._grpc_address))
+            except BurnishError as error:
+                sys.exit(str(error))
+
+    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """After the last."""
+        if self._grpc is not None:
+            loop.run_until_complete(self._grpc.stop(DRAIN_SECONDS))
 
     async def __rsgi__(self, scope: Any, http: Any) -> None:
         path = scope.path
@@ -164,22 +187,30 @@ class Application:
 
     def _tell(self, scope: Any, http: Any, path: str) -> None:
         """Everything but inference: health, metadata, metrics."""
-        path = path.rstrip("/")
-        if path == "/metrics" and self.board is not None:
+        path, method = path.rstrip("/"), "GET"
+        answer, headers = b"", _JSON
+        if path == "/metrics" and self.metrics:
             answer, headers = self.board.text(), [("content-type", CONTENT_TYPE)]
         elif path == "/v2":
-            answer, headers = self._metadata, _JSON
+            answer = self._metadata
         elif path in ("/v2/health/live", "/v2/health/ready"):
-            answer, headers = b"", []
+            headers = []
+        elif path == "/v2/repository/index":
+            answer, method = msgspec.json.encode(self.worker.index()), "POST"
+        elif path == "/v2/models/stats":
+            answer = msgspec.json.encode(self.worker.statistics(self.board))
+        elif path.endswith("/stats"):
+            model = self._model(path.removesuffix("/stats"))
+            answer = msgspec.json.encode(self.worker.statistics(self.board, model.name))
         elif path.endswith("/ready"):
             self._model(path.removesuffix("/ready"))
-            answer, headers = b"", []
+            headers = []
         elif path.startswith("/v2/models/"):
-            answer, headers = self._model(path).metadata, _JSON
+            answer = self._model(path).metadata
         else:
             raise Refused(f"there is nothing at {path or '/'}. The protocol's addresses begin with /v2", 404)
-        if scope.method not in ("GET", "HEAD"):
-            raise Refused(f"{path} takes GET, not {scope.method}", 405)
+        if scope.method != method and (method, scope.method) != ("GET", "HEAD"):
+            raise Refused(f"{path} takes {method}, not {scope.method}", 405)
         http.response_bytes(200, headers, answer)
 
     def _model(self, path: str) -> Served:
@@ -215,6 +246,7 @@ def serve(
     path: str | Path,
     *,
     http: int = 8000,
+    grpc: int | None = None,
     host: str = "127.0.0.1",
     workers: int = 1,
     metrics: int | None = None,
@@ -224,10 +256,11 @@ def serve(
 ) -> None:
     """Serve the artifact at `path` until SIGTERM or SIGINT, then finish the requests in flight and return.
 
-    `name` is the model's in the protocol, by default the directory's. `metrics` is a port of its own for /metrics; without it they are at
-    /metrics of `http`. `deadline_ms` is the time of a request that does not say its own, by default the p99 of the objective that the
-    artifact was chosen for, else a second; what cannot be answered in time is refused at once. ServeError when a port cannot be had,
-    ArtifactError when the artifact cannot be read, both before anything starts.
+    `http` is the port of REST, `grpc` that of gRPC, which needs grpcio; None for none. `name` is the model's in the protocol, by default
+    the directory's. `metrics` is a port of its own for /metrics; without it they are at /metrics of `http`. `deadline_ms` is the time of a
+    request that does not say its own, by default the p99 of the objective that the artifact was chosen for, else a second; what cannot be
+    answered in time is refused at once. ServeError when a port cannot be had, ArtifactError when the artifact cannot be read, both before
+    anything starts.
     """
     from granian import Granian
     from granian.constants import HTTPModes, Interfaces, Loops
@@ -246,7 +279,9 @@ def serve(
     if not 0 < deadline_ms < math.inf:
         raise ServeError(f"a deadline of {deadline_ms:g} ms cannot be met. Give milliseconds above 0")
     Signature.of(artifact.manifest.inputs, artifact.manifest.outputs)
-    for port, option in ((http, "http"), (metrics, "metrics")):
+    if grpc is not None and (absent := missing()):
+        raise ServeError(absent)
+    for port, option in ((http, "http"), (grpc, "grpc"), (metrics, "metrics")):
         if port is not None:
             _check_port(host, port, option)
     board = Board.create(workers, {"model": name, "version": VERSION, "backend": program.backend, "target": program.target})
@@ -267,7 +302,16 @@ def serve(
         log_level=LogLevels.error,
     )
     loader = functools.partial(
-        _application, artifact.path, name, deadline_ms / 1000, limits, board.path, board.facts, metrics is None, workers > 1
+        _application,
+        artifact.path,
+        name,
+        timeout=deadline_ms / 1000,
+        limits=limits,
+        board_path=board.path,
+        facts=board.facts,
+        metrics=metrics is None,
+        grpc=None if grpc is None else f"[{host}]:{grpc}" if ":" in host else f"{host}:{grpc}",
+        pin=workers > 1,
     )
     print(f"{name} ({program.backend}, {program.target}) is served at http://{host}:{http}/v2/models/{name}", file=sys.stderr, flush=True)
     try:
@@ -281,7 +325,16 @@ def serve(
 
 
 def _application(
-    path: Path, name: str, timeout: float, limits: Limits, board_path: Path, facts: dict[str, str], metrics_here: bool, pin: bool
+    path: Path,
+    name: str,
+    *,
+    timeout: float,
+    limits: Limits,
+    board_path: Path,
+    facts: dict[str, str],
+    metrics: bool,
+    grpc: str | None,
+    pin: bool,
 ) -> Application:
     """What a worker runs: it maps the artifact, takes a row of the board, and a core when there are several workers."""
     # a fork has its parent's handlers, which would swallow a signal that comes before granian sets the worker's own
@@ -299,7 +352,7 @@ def _application(
         worker.warm(model)
     except BurnishError as error:
         sys.exit(str(error))
-    return Application(worker, board if metrics_here else None)
+    return Application(worker, board, metrics, grpc)
 
 
 def _connections(limits: Limits) -> int:

@@ -102,6 +102,19 @@ class Board:
             return Row(memoryview(self._map)[start : start + _SLOTS * 8].cast("d"), index)
         raise RuntimeError("there are more workers than rows on the metrics board")
 
+    def statistics(self) -> dict[str, Any]:
+        """What Triton's statistics tell of a model: requests, and nanoseconds in all, that succeeded, failed, waited and were scored."""
+        total = np.frombuffer(self._map, np.float64).reshape(-1, _ROW_BYTES // 8).sum(axis=0)
+
+        def spent(name: str) -> dict[str, int]:
+            end = _STARTS[name] + len(SECONDS) + 1
+            return {"count": int(total[_STARTS[name] : end].sum()), "ns": round(1e9 * total[end])}
+
+        failed = int(total[: len(STATUSES)].sum() - total[STATUSES.index(200)])
+        success, infer = spent("burnish_request_seconds"), spent("burnish_compute_seconds")
+        stats = {"success": success, "fail": {"count": failed, "ns": 0}, "queue": spent("burnish_queue_seconds"), "compute_infer": infer}
+        return {"inference_count": success["count"], "execution_count": infer["count"], "inference_stats": stats}
+
     def text(self) -> bytes:
         """All counters in Prometheus' text format."""
         return generate_latest(self.registry)

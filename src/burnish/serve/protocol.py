@@ -17,7 +17,7 @@ Everything a client may get wrong is a `Refused` with one sentence and a status;
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -114,30 +114,30 @@ class Call(msgspec.Struct, frozen=True):
         return self.layout.requests
 
 
-class _OutputParameters(msgspec.Struct):
+class OutputParameters(msgspec.Struct):
     binary_data: bool | None = None
     classification: int | None = None
     shared_memory_region: str | None = None
 
 
-class _RequestParameters(msgspec.Struct):
+class RequestParameters(msgspec.Struct):
     binary_data_output: bool = False
     timeout: int | None = None  # microseconds
 
 
-class _OutputTensor(msgspec.Struct):
+class OutputTensor(msgspec.Struct):
     name: str
-    parameters: _OutputParameters | None = None
+    parameters: OutputParameters | None = None
 
 
-class _Request(msgspec.Struct):
+class Request(msgspec.Struct):
     inputs: list[InputTensor]
     id: str = ""
-    parameters: _RequestParameters | None = None
-    outputs: list[_OutputTensor] | None = None
+    parameters: RequestParameters | None = None
+    outputs: list[OutputTensor] | None = None
 
 
-_REQUEST = msgspec.json.Decoder(_Request)
+_REQUEST = msgspec.json.Decoder(Request)
 
 
 def decode(
@@ -176,7 +176,11 @@ def outline(
 
 def layout(signature: Signature, text: bytes, binary: bool, limits: Limits = LIMITS) -> Layout:
     """What the JSON of a request says; `binary` when bytes may follow it."""
-    message = _message(text)
+    return arrange(signature, _message(text), lambda tensor, wire: slot_of(tensor, wire, binary, limits), limits)
+
+
+def arrange(signature: Signature, message: Request, slot: Callable[[InputTensor, Wire], Slot], limits: Limits) -> Layout:
+    """The layout of a request of either protocol. `slot` says where the values of a tensor are; Refused for what does not fit."""
     if len(message.inputs) > limits.tensors:
         raise Refused(f"the request has {len(message.inputs)} input tensors; at most {limits.tensors} are allowed", 413)
     known = _form(signature, message.inputs)
@@ -189,7 +193,7 @@ def layout(signature: Signature, text: bytes, binary: bool, limits: Limits = LIM
             wire = OFFSETS_WIRE
         if tensor.name in slots:
             raise Refused(f"input {tensor.name!r} appears twice. Send each input once")
-        slots[tensor.name] = slot_of(tensor, wire, binary, limits)
+        slots[tensor.name] = slot(tensor, wire)
     for name in known:
         if name not in slots:
             raise Refused(f"input {name!r} is missing. The model takes {_names(known)}")
@@ -293,7 +297,7 @@ def _answer(asked: Layout, scores: Mapping[str, np.ndarray], name: str, version:
 
 def server_metadata(version: str) -> dict[str, Any]:
     """GET /v2"""
-    return {"name": "burnish", "version": version, "extensions": ["binary_tensor_data"]}
+    return {"name": "burnish", "version": version, "extensions": ["binary_tensor_data", "statistics"]}
 
 
 def model_metadata(signature: Signature, name: str, version: str) -> dict[str, Any]:
@@ -344,7 +348,7 @@ def _cut(body: bytes, header_length: str | None) -> int:
     return cut
 
 
-def _message(text: bytes) -> _Request:
+def _message(text: bytes) -> Request:
     try:
         return _REQUEST.decode(text)
     except msgspec.ValidationError as error:
@@ -385,7 +389,7 @@ def _misfit(found: Layout, came: int) -> str:
     return f"the binary part has {came} bytes, but the inputs' binary_data_size add up to {found.binary_bytes}"
 
 
-def _wanted(signature: Signature, message: _Request) -> tuple[Wanted, ...]:
+def _wanted(signature: Signature, message: Request) -> tuple[Wanted, ...]:
     default = message.parameters is not None and message.parameters.binary_data_output
     if not message.outputs:
         return tuple(Wanted(name, default) for name in signature.outputs)
@@ -395,7 +399,7 @@ def _wanted(signature: Signature, message: _Request) -> tuple[Wanted, ...]:
             raise Refused(f"output {output.name!r} is asked for twice. Ask for each output once")
         if output.name not in signature.outputs:
             raise Refused(f"output {output.name!r} is not one of the model's, which are {_names(signature.outputs)}")
-        parameters = output.parameters or _OutputParameters()
+        parameters = output.parameters or OutputParameters()
         if parameters.classification or parameters.shared_memory_region:
             raise Refused(f"output {output.name!r} asks for classification or shared memory, which are not supported")
         wanted.append(Wanted(output.name, default if parameters.binary_data is None else parameters.binary_data))

@@ -67,7 +67,7 @@ class Slot(msgspec.Struct, frozen=True):
 _ABSENT = msgspec.Raw()  # a field that was not sent
 
 
-class _InputParameters(msgspec.Struct):
+class InputParameters(msgspec.Struct):
     binary_data_size: int | None = None
     shared_memory_region: str | None = None
 
@@ -76,25 +76,30 @@ class InputTensor(msgspec.Struct):
     name: str
     shape: list[int]
     datatype: str
-    parameters: _InputParameters | None = None
+    parameters: InputParameters | None = None
     data: msgspec.Raw = _ABSENT
 
 
 _VALUES: dict[tuple[str, int], msgspec.json.Decoder[Any]] = {}
 
 
-def slot_of(tensor: InputTensor, wire: Wire, binary: bool, limits: Limits) -> Slot:
-    """The place of a tensor whose name is known; Refused when its description, or its values in JSON, do not fit."""
+def check(tensor: InputTensor, wire: Wire, limits: Limits) -> tuple[int, ...]:
+    """The shape of a tensor whose name is known; Refused when its description does not fit."""
     if tensor.datatype != wire.datatype:
         raise Refused(f"input {tensor.name!r} has datatype {tensor.datatype!r}; it must be {wire.datatype}")
     if not tensor.shape or tuple(tensor.shape[1:]) != wire.shape or tensor.shape[0] < 0:
         raise Refused(f"input {tensor.name!r} has shape {tensor.shape}; it must be {_shape(wire)}")
     if tensor.shape[0] > limits.rows:
         raise Refused(f"input {tensor.name!r} has {tensor.shape[0]} rows; at most {limits.rows} are allowed", 413)
-    parameters = tensor.parameters or _InputParameters()
-    if parameters.shared_memory_region is not None:
+    if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
         raise Refused(f"input {tensor.name!r} is in shared memory, which is not supported. Send its data in the body")
-    shape, size = tuple(tensor.shape), parameters.binary_data_size
+    return tuple(tensor.shape)
+
+
+def slot_of(tensor: InputTensor, wire: Wire, binary: bool, limits: Limits) -> Slot:
+    """The place of a tensor whose name is known; Refused when its description, or its values in JSON, do not fit."""
+    shape = check(tensor, wire, limits)
+    size = tensor.parameters.binary_data_size if tensor.parameters is not None else None
     if size is None:
         if tensor.data is _ABSENT:
             raise Refused(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from burnish.runtime.scorer import Scorer, Scores
 from burnish.serve import protocol
 from burnish.serve.admission import OVERLOADED, Turns
-from burnish.serve.metrics import Row
+from burnish.serve.metrics import Board, Row
 from burnish.serve.protocol import Call, Layout, Signature
 from burnish.serve.wire import LIMITS, Limits, Refused
 
@@ -65,6 +65,15 @@ class Worker:
         if version and version != found.version:
             raise Refused(f"model {name!r} has no version {version!r}. It has {found.version!r}", 404)
         return found
+
+    def index(self) -> list[dict[str, str]]:
+        """What the repository has, as Triton tells it."""
+        return [{"name": m.name, "version": m.version, "state": "READY", "reason": ""} for m in self.models.values()]
+
+    def statistics(self, board: Board, name: str = "", version: str = "") -> dict[str, Any]:
+        """What Triton's statistics say of a model, of all workers together."""
+        model = self.model(name, version) if name else next(iter(self.models.values()))
+        return {"model_stats": [{"name": model.name, "version": model.version, **board.statistics()}]}
 
     def hold(self, size: int) -> None:
         """Account for `size` more bytes of a body, until `release`; Refused where that would be too many."""
