@@ -1,8 +1,14 @@
-"""What serving costs beyond scoring: CPU time of a request to `burnish serve` less the scorer's, beside a granian echo of equal sizes.
+"""What serving costs beyond scoring, and what is left of it under twice the load that it can carry.
+
+First table: CPU time of a request to `burnish serve` less the scorer's, beside a granian echo of equal sizes.
 
 CPU time is of all threads of the server and its workers; other work on the machine disturbs it less than wall time, and both servers are
 measured in short turns. The client sends one request after another over one connection: binary tensors, one request and its candidates.
 The model is small, so that little is subtracted; its inputs are Criteo's 13 numbers and 26 ids, half of them of the request.
+
+Second table: a larger model with 128 candidates a request, Poisson arrivals at shares of its capacity, which is what 16 connections get
+that ask one request after another. Latencies are of what was admitted, from the intended start of each request. The generator is a Python
+process on the same machine and needs a core of its own: where it does not get one, or where others use the machine, p99 is theirs.
 """
 
 from __future__ import annotations
@@ -10,10 +16,12 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import re
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +32,7 @@ from burnish import testing
 from burnish.host import Host, versions
 from burnish.serve.app import Server, free_port
 from burnish.serve.wire import DATATYPES
+from burnish.testing.http_load import post, saturate, send
 
 SIZES = (16, 128)
 ECHO = """
@@ -136,10 +145,51 @@ def measure(backend: str, seconds: float, rounds: int = 15) -> list[dict[str, An
     return rows
 
 
+def told_by(server: Server, name: str) -> float:
+    """A number of the server's metrics."""
+    with urllib.request.urlopen(f"{server.url}/metrics") as answer:
+        found = re.search(rf"^{re.escape(name)} (\S+)$", answer.read().decode(), re.M)
+    assert found
+    return float(found[1])
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a server's worker."""
+    (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    found = re.search(r"^VmRSS:\s+(\d+)", Path(f"/proc/{worker}/status").read_text(), re.M)
+    assert found
+    return int(found[1]) / 1024
+
+
+def overload(backend: str, seconds: float, slo_ms: float) -> list[dict[str, Any]]:
+    """A row for each share of the capacity that is offered."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        graph = testing.dcn_v2(width=16, cross=2, deep=(512, 256), mixed=True)
+        path = burnish.compile(graph, "fp32", backend=backend).save(Path(folder) / "ranker").path
+        with burnish.load(path) as scorer, Server(path, deadline_ms=slo_ms) as server:
+            body, cut, request, candidates = body_of(scorer, 128)
+            scorer_us = scoring(scorer, request, candidates, 1.0)
+            where, address = "/v2/models/ranker/infer", (server.host, server.port)
+            patient = post(where, body, Inference_Header_Content_Length=str(cut), X_Request_Timeout_Ms="60000")
+            asked = post(where, body, Inference_Header_Content_Length=str(cut))
+            saturate(*address, patient, 16, 1.0)
+            capacity = saturate(*address, patient, 16, 3.0).goodput
+            for share in (0.5, 0.8, 1.0, 2.0, 4.0):
+                late, sent = told_by(server, "burnish_late_total"), send(*address, asked, share * capacity, seconds)
+                late = told_by(server, "burnish_late_total") - late
+                told = {"share": share, "capacity": capacity, "scorer_us": scorer_us, "goodput": sent.goodput, "statuses": sent.statuses}
+                p50, p99 = sent.percentile(50) * 1e3, sent.percentile(99) * 1e3
+                rows.append(told | {"p50_ms": p50, "p99_ms": p99, "late": late, "resident_mb": resident_mb(server.process.pid)})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", default="native")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each server and number of candidates")
+    parser.add_argument("--overload-seconds", type=float, default=10.0, help="for each share of the capacity")
+    parser.add_argument("--slo-ms", type=float, default=10.0)
     options = parser.parse_args()
     rows = measure(options.backend, options.seconds)
     print("| candidates | request, bytes | scorer, µs | `burnish serve`, µs | bare echo, µs | beyond the scorer, over the echo |")
@@ -147,9 +197,22 @@ def main() -> None:
     for row in rows:
         told = f"{row['scorer_us']:.0f} | {row['burnish_us']:.0f} | {row['echo_us']:.0f} | {row['beyond_scorer_over_echo']:.2f}"
         print(f"| {row['candidates']} | {row['request_bytes']:,} | {told} |")
+    rows = overload(options.backend, options.overload_seconds, options.slo_ms)
+    print(
+        f"\nCapacity {rows[0]['capacity']:.0f} requests/s (the scorer alone: {1e6 / rows[0]['scorer_us']:.0f}); SLO {options.slo_ms:g} ms\n"
+    )
+    print("| offered, of capacity | answered, of capacity | refused | p50, ms | p99, ms | late by the server's clock | resident, MB |")
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        answered, refused = row["goodput"] / row["capacity"], row["statuses"].get(503, 0) / sum(row["statuses"].values())
+        rest = f"{row['p50_ms']:.1f} | {row['p99_ms']:.1f} | {row['late']:.0f} | {row['resident_mb']:.0f}"
+        print(f"| {row['share']:.0%} | {answered:.0%} | {refused:.0%} | {rest} |")
+        others = {status: n for status, n in row["statuses"].items() if status not in (200, 503)}
+        if others:
+            print(f"\nOther answers: {others}\n")
     host, found = Host.here(), versions("granian", "msgspec", "numpy")
     told = ", ".join(f"{name} {version}" for name, version in found.items())
-    print(f"\n{host.cpu}, {host.cores} cores; Python {sys.version.split()[0]}, {told}; CPU time, one connection")
+    print(f"\n{host.cpu}, {host.cores} cores; Python {sys.version.split()[0]}, {told}")
 
 
 if __name__ == "__main__":
