@@ -116,6 +116,12 @@ class Int8(StepBase, frozen=True):
             raise RecipeError(f'step Int8 has migration {self.migration}. Use "auto" or a number from 0 to 1')
 
 
+def _check_training(step: Finetune | Qat) -> None:
+    for name in ("epochs", "rate", "batch"):
+        if not getattr(step, name) > 0:
+            raise RecipeError(f"step {type(step).__name__} has {name} {getattr(step, name)}. Use a number above 0")
+
+
 class Finetune(StepBase, frozen=True):
     """Float weights learn, on train rows, to score as the graph did that the recipe was applied to (docs/training.md).
 
@@ -130,6 +136,9 @@ class Finetune(StepBase, frozen=True):
     batch: int = 1024
     tables: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_training(self)
 
 
 class Qat(StepBase, frozen=True):
@@ -149,6 +158,9 @@ class Qat(StepBase, frozen=True):
     skip: tuple[str, ...] = ()
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _check_training(self)
+
 
 class Int8Tables(StepBase, frozen=True):
     """Tables that are looked up hold int8 rows, each with a scale of its own."""
@@ -158,12 +170,33 @@ class Int4Tables(StepBase, frozen=True):
     """Tables that are looked up hold int4 rows, each with a scale of its own; tables of odd width are left."""
 
 
+class MixedTables(StepBase, frozen=True):
+    """Tables that are looked up hold int4 rows where that saves most for what it loses, int8 rows elsewhere; the int4 ones together may
+    expect to lose `loss` of AUC, relative (docs/quantization.md)."""
+
+    needs_rows: ClassVar[bool] = True
+    loss: float = 0.00003
+
+
 class Bf16Tables(StepBase, frozen=True):
     """Tables that are looked up hold bfloat16 rows."""
 
 
 Step = (
-    Tidy | Embeddings | Interactions | FactorRequest | Prune | LowRank | Bf16 | Int8 | Finetune | Qat | Int8Tables | Int4Tables | Bf16Tables
+    Tidy
+    | Embeddings
+    | Interactions
+    | FactorRequest
+    | Prune
+    | LowRank
+    | Bf16
+    | Int8
+    | Finetune
+    | Qat
+    | Int8Tables
+    | Int4Tables
+    | MixedTables
+    | Bf16Tables
 )
 
 # the function of each step, imported on first use: (graph[, calibration][, training, original], **fields) -> graph
@@ -180,6 +213,7 @@ STEPS: dict[type, str] = {
     Qat: "burnish.train.qat:qat",
     Int8Tables: "burnish.quantize.tables:int8_tables",
     Int4Tables: "burnish.quantize.tables:int4_tables",
+    MixedTables: "burnish.quantize.tables:mixed_tables",
     Bf16Tables: "burnish.quantize.tables:bf16_tables",
 }
 
@@ -223,6 +257,7 @@ RECIPES: dict[str, tuple[Step, ...]] = {
     "bf16-tables": (*_CLEAN, Bf16(), Bf16Tables(), FactorRequest()),
     "int8": (*_CLEAN, Int8(), FactorRequest()),
     "int8-tables": (*_CLEAN, Int8(), Int8Tables(), FactorRequest()),
+    "int8-mixed-tables": (*_CLEAN, Int8(), MixedTables(), FactorRequest()),
     "int8-int4-tables": (*_CLEAN, Int8(), Int4Tables(), FactorRequest()),
     # smaller shapes too, for an allowed drop of AUC of 0.05 % and of 0.1 % (docs/pruning.md)
     "lean": (*_CLEAN, Prune(), LowRank(), Int8(), Int8Tables(), FactorRequest()),

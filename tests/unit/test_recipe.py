@@ -101,6 +101,8 @@ def test_describe_says_only_what_is_not_the_default():
             r"the recipe .*r\.toml does not fit: Invalid enum value 'kl' - at `\$\.steps\[0\]\.ranges`",
         ),
         ('[[steps]]\nstep = "Int8"\nmigration = 2.0', r"step Int8 has migration 2\.0\. Use \"auto\" or a number from 0 to 1"),
+        ('[[steps]]\nstep = "Qat"\nepochs = 0', r"step Qat has epochs 0\.0\. Use a number above 0"),
+        ('[[steps]]\nstep = "Finetune"\nrate = -1', r"step Finetune has rate -1\.0\. Use a number above 0"),
         ("threads = 0", r"the recipe has threads = 0\. Use at least 1"),
         ("batch = 3", r"the recipe .*r\.toml does not fit: .*`batch`.*\. Its fields are steps, backend, threads, name"),
         ("steps = [", r"the recipe .*r\.toml is not TOML: "),

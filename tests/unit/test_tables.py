@@ -12,7 +12,7 @@ from burnish.graph.verify import verify
 from burnish.inputs import Input
 from burnish.quantize import affine, tables
 from burnish.quantize.bf16 import bf16
-from burnish.quantize.tables import bf16_tables, int4_tables, int8_tables
+from burnish.quantize.tables import bf16_tables, int4_tables, int8_tables, mixed_tables
 
 rng = np.random.default_rng(0)
 IDS = Input("ids", "int64", (6,), cardinality=100)
@@ -120,3 +120,36 @@ def test_bf16_rounds_wide_linears_and_leaves_the_head():
     table = {"x": rng.normal(size=(50, 32)).astype(np.float32)}
     bound = (np.abs(table["x"]) @ np.abs(w).T @ np.abs(head).T) / 128  # each operand moves by at most 1/256 of itself
     assert (np.abs(interpret(narrow, table)["y"] - interpret(graph, table)["y"]) <= bound).all()
+
+
+def two_tables(heard: float) -> tuple[Graph, dict[str, np.ndarray]]:
+    """A score that hangs on one table `heard` times as much as on the other, of the same size; a third is of odd width."""
+    sizes = Input("ids", "int64", (3,), cardinality=400)
+    random = np.random.default_rng(0)
+    a, b = (random.normal(size=(400, 16)).astype(np.float32) for _ in range(2))
+    odd = random.normal(size=(400, 3)).astype(np.float32)
+    parts = []
+    for i, (name, table, times) in enumerate((("loud", a, heard), ("quiet", b, 1.0), ("odd", odd, 0.1))):
+        ids = Node(Op.RESHAPE, (Node(Op.SLICE, (input_node(sizes),), axis=0, start=i, stop=i + 1),), shape=())
+        rows = Node(Op.LOOKUP, (weight(name, table), ids))
+        parts.append(Node(Op.MUL, (Node(Op.SUM, (rows,), axes=(0,)), weight("times", np.float32(times)))))
+    total = Node(Op.SIGMOID, (Node(Op.ADD, (Node(Op.ADD, (parts[0], parts[1])), parts[2])),))
+    return Graph([sizes], {"y": total}), {"ids": random.integers(0, 400, (2000, 3))}
+
+
+def chosen(graph: Graph, rows: dict[str, np.ndarray], loss: float) -> dict[str, str]:
+    after = verify(mixed_tables(graph, rows, loss))
+    return {held.name.split(".")[0]: held.dtype for held in after.weights.values() if held.dtype.startswith("int")}
+
+
+def test_tables_that_matter_little_take_int4_and_the_others_int8():
+    graph, rows = two_tables(heard=20)
+    assert chosen(graph, rows, 2e-4) == {"loud": "int8", "quiet": "int4", "odd": "int8"}
+    assert chosen(graph, rows, 1.0) == {"loud": "int4", "quiet": "int4", "odd": "int8"}
+    assert chosen(graph, rows, 0.0) == {"loud": "int8", "quiet": "int8", "odd": "int8"}
+
+
+def test_mixed_tables_leave_what_the_others_leave():
+    graph = Graph([IDS], {"y": Node(Op.SUM, (looked_up(rows(1)).outputs[0][1],), axes=(0, 1))})
+    ids = {"ids": np.random.default_rng(0).integers(0, 100, (200, 6))}
+    assert mixed_tables(graph, ids).weights.keys() == graph.weights.keys()

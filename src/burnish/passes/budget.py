@@ -17,10 +17,10 @@ Made = Callable[[Sizes, bool], Graph]  # the graph with those sizes; whether to 
 
 @dataclass(frozen=True)
 class Level:
-    """One place shrunk to `size`, all others whole: what the model then costs and what it loses."""
+    """One place shrunk to `size`, all others whole: what the model then costs, in products or bytes, and what it loses."""
 
     size: int
-    macs: float
+    cost: float
     loss: float
 
 
@@ -32,7 +32,7 @@ def shrink(graph: Graph, judging: Rows, budget: float, places: Sequence[Sequence
     """
     judge, whole = Judge(graph, judging), macs(graph)
     levels = {i: _levels(sizes, budget, judge, whole, lambda size, i=i: made({i: size}, False)) for i, sizes in enumerate(places)}  # type: ignore[misc]
-    best = _spend(budget, whole, levels, lambda sizes: judge.loss(made(sizes, False)))
+    best = spend(budget, whole, levels, lambda sizes: judge.loss(made(sizes, False)))
     return min((made(best, refit) for refit in (False, True)), key=judge.loss) if best else graph
 
 
@@ -55,7 +55,7 @@ def _levels(sizes: Sequence[int], budget: float, judge: Judge, whole: float, mad
     return found
 
 
-def _spend(budget: float, whole: float, levels: Mapping[int, Sequence[Level]], together: Callable[[Sizes], float]) -> dict[int, int]:
+def spend(budget: float, whole: float, levels: Mapping[int, Sequence[Level]], together: Callable[[Sizes], float]) -> dict[int, int]:
     """The sizes that save most within the budget.
 
     Losses of single places are taken to add up, and the step that saves most for its loss comes first. `together` then measures what was
@@ -84,10 +84,10 @@ def _greedy(allowed: float, whole: float, levels: Mapping[int, Sequence[Level]])
     spent = 0.0
     while True:
         steps = [
-            ((at[place].macs - level.macs) / max(level.loss - at[place].loss, NOTHING / 100), place, level)
+            ((at[place].cost - level.cost) / max(level.loss - at[place].loss, NOTHING / 100), place, level)
             for place, own in levels.items()
             for level in own
-            if level.macs < at[place].macs and spent + level.loss - at[place].loss <= allowed + NOTHING
+            if level.cost < at[place].cost and spent + level.loss - at[place].loss <= allowed + NOTHING
         ]
         if not steps:
             return chosen

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import Op
 from burnish.graph.weights import pack_int4, to_bfloat16
+from burnish.passes.budget import Level, Sizes, spend
+from burnish.passes.evidence import Judge, Rows, split
 from burnish.quantize import affine
 
 CHUNK_BYTES = 64 << 20  # of float32 rows widened at a time, so that a mapped table of any size takes this much memory and its result
@@ -22,7 +24,7 @@ def int8_tables(graph: Graph) -> Graph:
     Leaves tables that are not float32 WEIGHTs, those that something reads in another way than by row, and those one value wide, where the
     scale would cost what the value saves.
     """
-    return _narrow(graph, lambda node: node.shape[1] > 1, _int8)
+    return _narrow(graph, _has_scale, _int8)
 
 
 def int4_tables(graph: Graph) -> Graph:
@@ -33,25 +35,62 @@ def int4_tables(graph: Graph) -> Graph:
     return _narrow(graph, lambda node: node.shape[1] % 2 == 0, _int4)
 
 
+def mixed_tables(graph: Graph, calibration: Rows, loss: float = 0.00003) -> Graph:
+    """Like int8_tables, with int4 rows in those tables that save most bytes for what they lose.
+
+    The loss of a table is the expected relative loss of AUC (evidence.Judge) when it alone is int4; together they may lose `loss`, and
+    what was chosen is measured as a whole. RecipeError for fewer than 64 calibration rows.
+    """
+    _, judging = split(graph, calibration)
+    judge = Judge(graph, judging)
+    int8 = {node: _int8(node) for node in _tables(graph, _has_scale)}
+    int4 = {node: _int4(node) for node in int8 if node.shape[1] % 2 == 0}
+    whole = _bytes(int8.values())
+
+    def alone(node: Node) -> Level:
+        return Level(4, whole - _bytes([int8[node]]) + _bytes([int4[node]]), judge.loss(_replaced(graph, {node: int4[node]})))
+
+    def together(sizes: Sizes) -> Graph:
+        return _replaced(graph, int8 | {node: narrow for i, (node, narrow) in enumerate(int4.items()) if i in sizes})
+
+    levels = {i: [alone(node)] for i, node in enumerate(int4)}
+    return together(spend(loss, whole, levels, lambda sizes: judge.loss(together(sizes))))
+
+
 def bf16_tables(graph: Graph) -> Graph:
     """lookup(table, ids)  ->  lookup(cast(bfloat16 table), ids), and the same for bag; leaves what int8_tables leaves but narrow ones."""
     return _narrow(graph, lambda node: True, _bf16)
 
 
-def _narrow(graph: Graph, fits: Callable[[Node], bool], make: Callable[[Node], Node]) -> Graph:
+def _has_scale(table: Node) -> bool:
+    """Whether a scale a row costs less than it saves."""
+    return table.shape[1] > 1
+
+
+def _tables(graph: Graph, fits: Callable[[Node], bool]) -> list[Node]:
+    """The float32 WEIGHTs that are read by row only, and that fit."""
     users = graph.users()
     outputs = {node for _, node in graph.outputs}
 
     def is_table(node: Node) -> bool:
         by_row = all(user.op in (Op.LOOKUP, Op.BAG) and user.inputs[0] is node and node not in user.inputs[1:] for user in users[node])
-        return node.op is Op.WEIGHT and node.dtype == "float32" and len(node.shape) == 2 and by_row and node not in outputs and fits(node)
+        return node.op is Op.WEIGHT and node.dtype == "float32" and len(node.shape) == 2 and by_row and node not in outputs
 
-    def change(node: Node, operands: tuple[Node, ...]) -> Node:
-        if is_table(node):
-            return make(node)
-        return node if operands == node.inputs else node.with_inputs(operands)
+    return [node for node in graph.order if is_table(node) and fits(node)]
 
-    return graph.map(change)
+
+def _replaced(graph: Graph, new: Mapping[Node, Node]) -> Graph:
+    """The graph with other nodes in the places of some WEIGHTs."""
+    return graph.map(lambda node, operands: node.with_inputs(operands) if operands else new.get(node, node))
+
+
+def _narrow(graph: Graph, fits: Callable[[Node], bool], make: Callable[[Node], Node]) -> Graph:
+    return _replaced(graph, {node: make(node) for node in _tables(graph, fits)})
+
+
+def _bytes(narrow: Iterable[Node]) -> float:
+    """Of tables under a DEQUANTIZE."""
+    return float(sum(operand["weight"].nbytes for node in narrow for operand in node.inputs))
 
 
 def _int8(table: Node) -> Node:
