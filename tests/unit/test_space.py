@@ -1,33 +1,37 @@
 import pytest
 
 from burnish.errors import JobError
-from burnish.job import Search
-from burnish.recipe import Recipe
+from burnish.job import Accuracy, Search
+from burnish.recipe import LowRank, Prune, Recipe
 from burnish.search.space import BASELINE, SPACE, on_more_cores, space
 from burnish.search.trial import Measurement, Rejected, Trial
 
 
+def space_of(search, max_drop=0.001):
+    return space(search, Accuracy(max_drop=max_drop))
+
+
 def test_all_is_tried_once_unless_the_job_says_less():
-    every = space(Search())
+    every = space_of(Search())
     assert [(t.recipe.backend, t.recipe.name) for t in every] == list(SPACE)
     assert len({t.id for t in every}) == len(every)
     assert every[0].recipe.steps
 
 
 def test_a_job_may_narrow_recipes_and_backends():
-    assert [t.id for t in space(Search(recipes=("int8",), backends=("openvino", "native")))] == ["openvino-int8", "native-int8"]
+    assert [t.id for t in space_of(Search(recipes=("int8",), backends=("openvino", "native")))] == ["openvino-int8", "native-int8"]
 
 
 def test_a_recipe_outside_the_table_may_be_asked_for():
-    assert "onnxruntime-int8-naive" in [t.id for t in space(Search(recipes=("int8-naive",)))]
+    assert "onnxruntime-int8-naive" in [t.id for t in space_of(Search(recipes=("int8-naive",)))]
 
 
 def test_unknown_names_are_told():
     with pytest.raises(JobError) as caught:
-        space(Search(backends=("openvin",)))
+        space_of(Search(backends=("openvin",)))
     assert str(caught.value) == ("search.backends has 'openvin'. Did you mean 'openvino'? Known: native, openvino, onnxruntime, inductor")
     with pytest.raises(JobError, match=r"search\.recipes has 'int9'\. Did you mean 'int8'"):
-        space(Search(recipes=("int9",)))
+        space_of(Search(recipes=("int9",)))
 
 
 def slow(name, p50, stage="latency"):
@@ -44,4 +48,10 @@ def test_what_is_too_slow_on_one_core_is_tried_on_all_the_quickest_first():
 
 def test_retraining_is_refused_rather_than_left_out():
     with pytest.raises(JobError, match=r"search\.retrain is true, and this version of burnish trains nothing\. Set it to false"):
-        space(Search(retrain=True))
+        space_of(Search(retrain=True))
+
+
+def test_pruning_may_expect_to_cost_a_share_of_what_the_job_allows():
+    for max_drop in (0.0005, 0.002):
+        steps = next(t for t in space_of(Search(), max_drop) if t.recipe.name == "lean").recipe.steps
+        assert sum(s.loss for s in steps if isinstance(s, Prune | LowRank)) == pytest.approx(0.6 * max_drop)

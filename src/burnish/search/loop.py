@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import shutil
+import statistics
 import sys
 import time
 import traceback
@@ -70,7 +71,7 @@ def optimize(
     out = Path(out)
     output.check(out)
     job = job if isinstance(job, Job) else Job.read(job)
-    trials = space(job.search)
+    trials = space(job.search, job.accuracy)
     model = load_model(job.model.load, job.base)
     subject = Subject(job, out / "work", model)
     subject.check()
@@ -87,7 +88,7 @@ def optimize(
             return search.run(out)
         finally:
             subject.close()
-            if len(kept.lines) == 1:
+            if len(journal.read(kept.path)) == 1:
                 output.discard(out)
 
 
@@ -147,6 +148,9 @@ class _Search:
             new = [t for t in wanted if self.journal.find("load", t.id) is None]
             if not new:
                 return [t for t in passed if t.measured.load]
+            # what trials took beyond their share comes out of the load tests, so that the budget is kept
+            left = (self.budget - self.seconds - 3 * self.effort.compare) / len(new)
+            self.effort = self.effort.with_load(min(self.effort.load, left))
             for trial in new:
                 self.tell(Progress(0.9, f"{decide.named(trial)}: the highest load that keeps p99 {self.job.objective.p99_ms:g} ms"))
                 self._step("load", trial, steps.highest_load)
@@ -294,7 +298,7 @@ class _Search:
         tried = [
             sum(line.seconds for line in self.journal.lines if line.trial == t.id) for t in self.space if self.journal.find("build", t.id)
         ]
-        each = sum(tried) / len(tried) if tried else 0.0
+        each = statistics.median(tried) if tried else 0.0
         last = (decide.FINALISTS + 2) * self.effort.load + 3 * self.effort.compare
         return self.seconds + each + last > self.budget
 

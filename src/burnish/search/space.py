@@ -12,29 +12,32 @@ from collections.abc import Sequence
 import msgspec
 
 from burnish.errors import JobError
-from burnish.job import Search
-from burnish.recipe import RECIPES, Recipe, recipe
+from burnish.job import Accuracy, Search
+from burnish.recipe import RECIPES, LowRank, Prune, Recipe, recipe
 from burnish.rows import close_to
 from burnish.search.trial import Trial
 
 BASELINE = Trial("eager-original", Recipe(backend="eager", name="original"))
 
 SECOND_WAVE = 3
+SPENT = 0.6  # of the allowed loss is what pruning may expect to cost; the rest is for quantization and for the interval's width
 SPACE: tuple[tuple[str, str], ...] = (
     ("native", "int8-tables"),
     ("openvino", "int8"),
     ("native", "int8"),
+    ("native", "lean"),
     ("openvino", "bf16"),
     ("native", "bf16"),
     ("onnxruntime", "int8"),
     ("onnxruntime", "fp32"),
     ("native", "fp32"),
+    ("native", "int8-int4-tables"),
     ("openvino", "fp32"),
     ("inductor", "fp32"),
 )
 
 
-def space(search: Search) -> tuple[Trial, ...]:
+def space(search: Search, accuracy: Accuracy) -> tuple[Trial, ...]:
     """The trials of a job, in the order they are tried; JobError for a recipe or backend in [search] that is not known."""
     if search.retrain:
         raise JobError("search.retrain is true, and this version of burnish trains nothing. Set it to false")
@@ -45,10 +48,20 @@ def space(search: Search) -> tuple[Trial, ...]:
                 raise JobError(f"search.{key} has {name!r}.{close_to(name, known)} Known: {', '.join(known)}")
     named = [*SPACE, *((backend, name) for name in search.recipes for backend in backends if (backend, name) not in SPACE)]
     return tuple(
-        Trial(f"{backend}-{name}", recipe(name, backend))
+        Trial(f"{backend}-{name}", _spending(recipe(name, backend), SPENT * accuracy.max_drop))
         for backend, name in named
         if (not search.recipes or name in search.recipes) and (not search.backends or backend in search.backends)
     )
+
+
+def _spending(recipe: Recipe, loss: float) -> Recipe:
+    """The recipe with its steps' expected losses of accuracy scaled to add up to `loss`; as it is where no step has one."""
+    losses = [step.loss for step in recipe.steps if isinstance(step, Prune | LowRank)]
+    if not losses:
+        return recipe
+    scale = loss / sum(losses)
+    steps = (msgspec.structs.replace(s, loss=s.loss * scale) if isinstance(s, Prune | LowRank) else s for s in recipe.steps)
+    return msgspec.structs.replace(recipe, steps=tuple(steps))
 
 
 def on_more_cores(trials: Sequence[Trial], cores: int) -> tuple[Trial, ...]:

@@ -20,6 +20,7 @@ from burnish.search.trial import Trial
 
 SCREEN_ROWS = 20_000  # enough to see the loss of a bad recipe, and scored in a second
 PARITY_CALLS = 4
+LEAST_LOAD = 1.5  # seconds
 SERVICE_POINTS = 200  # quantiles kept of the service times, from which capacity is simulated
 
 
@@ -41,8 +42,12 @@ class Effort(msgspec.Struct, frozen=True):
     @classmethod
     def within(cls, budget_seconds: float) -> Effort:
         """The measurements a budget allows: at five minutes and more the ones above, less below."""
-        share = min(1.0, budget_seconds / 300)
-        return cls(*(max(least, share * full) for full, least in ((cls().latency, 0.2), (cls().compare, 0.3), (cls().load, 1.5))))
+        share, full = min(1.0, budget_seconds / 300), cls()
+        return cls(max(0.2, share * full.latency), max(0.3, share * full.compare)).with_load(share * full.load)
+
+    def with_load(self, seconds: float) -> Effort:
+        """The same with load tests of so many seconds, or of the fewest that find anything."""
+        return msgspec.structs.replace(self, load=max(LEAST_LOAD, seconds))
 
 
 def build(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
