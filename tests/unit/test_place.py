@@ -71,7 +71,8 @@ def test_a_plan_is_made_again_from_the_report_alone():
     same = replan(kept)
     assert {key: same[key] for key in kept["capacity"]} == kept["capacity"]
     assert same["sentence"] == (
-        "50,000 requests a second of 128 candidates at p99 10 ms take 96 replicas on 12 machines of 8 cores (20% head-room, 1 of them spare): "
+        "50,000 requests a second of 128 candidates at p99 10 ms take 96 replicas on 12 machines of 8 cores "
+        "(20% head-room, 1 of them spare): "
         "$3,504 a month, $0.00014 per million candidates."
     )
     double = replan(kept, qps=100_000, price_per_hour=0.8, cores=16)
