@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -102,6 +103,19 @@ def test_an_idle_worker_refuses_what_takes_longer_than_its_time_and_tries_again_
     assert isinstance(hopeless, Refused)
     assert run(turns.run(clock.work(0.5), 1, clock(), 0.2)) == [None]
     assert turns.service.seconds(1) == pytest.approx(0.9)
+
+
+def test_a_request_that_is_alone_leaves_nothing_to_the_loop(clock):
+    turns = Turns(100, clock)
+
+    async def main() -> None:
+        for inside, handles in ((1, 0), (2, 1)):
+            turns.inside = inside
+            with patch.object(asyncio.get_running_loop(), "call_soon") as call_soon:
+                await turns.run(clock.work(0.01), 1, clock(), HOUR)
+            assert call_soon.call_count == handles
+
+    asyncio.run(main())
 
 
 def test_what_a_request_raises_is_its_own(clock):

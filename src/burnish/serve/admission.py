@@ -89,6 +89,7 @@ class Turns:
         self._waiting: deque[_Ticket] = deque()
         self._ahead = 0.0  # seconds of scoring of those that wait
         self._slowdown = 1.0  # a turn's seconds over its scoring's: a running mean
+        self.inside = 0  # requests that have begun and wait for something else, as their bodies, before their turn; counted by their owner
         self._busy = False  # a turn is going on, or the loop is taking in what arrived during one
         self._began = 0.0  # of that turn
         self._ended = 0.0  # of its scoring
@@ -111,7 +112,10 @@ class Turns:
             try:
                 return self._call(work, rows)
             finally:
-                asyncio.get_running_loop().call_soon(self._next)
+                if self.inside == 1:  # alone: what arrived meanwhile has yet to begin, and nobody can take a turn before it has
+                    self._busy = False
+                else:
+                    asyncio.get_running_loop().call_soon(self._next)
         if len(self._waiting) >= self._most:
             raise Refused(f"overloaded: {self._most} requests wait here, which is as many as may. {_ELSEWHERE}", OVERLOADED)
         latest, done = arrived + timeout * _SHARE, now + self._ahead * self._slowdown + seconds

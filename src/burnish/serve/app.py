@@ -108,8 +108,6 @@ class Application:
             raise Refused(f"{path} takes POST, not {scope.method}", 405)
         headers = scope.headers
         timeout = _timeout(headers)
-        body = await self._body(http, headers)
-        arrived = time.perf_counter()
 
         def answer(call: Call, scores: Scores) -> None:
             text, length = protocol.encode(model.signature, call, scores, model.name, model.version)
@@ -118,11 +116,16 @@ class Application:
             else:
                 http.response_bytes(200, [("content-type", "application/octet-stream"), (protocol.HEADER_LENGTH, str(length))], text)
 
+        worker.turns.inside += 1
+        size = 0
         try:
+            body = await self._body(http, headers)
+            arrived, size = time.perf_counter(), len(body)
             asked, cut = protocol.outline(model.signature, body, headers.get(protocol.HEADER_LENGTH), worker.limits, model.layouts)
             await worker.score(model, asked, body, cut, arrived, timeout, answer)
         finally:
-            worker.release(len(body))
+            worker.turns.inside -= 1
+            worker.release(size)
 
     async def _body(self, http: Any, headers: Any) -> bytes:
         """The body, whole, held until it is released. Refused when it is too long, or too long on its way."""
