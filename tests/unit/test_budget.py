@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from burnish.passes.budget import Level, _greedy, _spend
+from burnish.passes.budget import Level, _greedy, spend
 
 WHOLE = 1000.0
 CHEAP = [Level(64, 900.0, 1e-5), Level(32, 800.0, 3e-5), Level(16, 750.0, 9e-5)]
@@ -18,14 +18,14 @@ def added_up(levels):
 
 
 def test_nothing_is_spent_without_a_budget_or_a_place():
-    assert _spend(0.0, WHOLE, {0: CHEAP, 1: DEAR}, added_up({0: CHEAP, 1: DEAR})) == {}
-    assert _spend(1.0, WHOLE, {}, lambda sizes: 0.0) == {}
-    assert _spend(1.0, WHOLE, {0: []}, lambda sizes: 0.0) == {}
+    assert spend(0.0, WHOLE, {0: CHEAP, 1: DEAR}, added_up({0: CHEAP, 1: DEAR})) == {}
+    assert spend(1.0, WHOLE, {}, lambda sizes: 0.0) == {}
+    assert spend(1.0, WHOLE, {0: []}, lambda sizes: 0.0) == {}
 
 
 def test_what_costs_nothing_is_taken_without_a_budget():
     free = [Level(64, 900.0, 0.0), Level(32, 800.0, 1e-12), Level(16, 700.0, 1e-3)]
-    assert _spend(0.0, WHOLE, {0: free}, added_up({0: free})) == {0: 32}
+    assert spend(0.0, WHOLE, {0: free}, added_up({0: free})) == {0: 32}
 
 
 def test_a_dear_step_that_leads_to_a_cheap_one_is_not_in_the_way():
@@ -41,7 +41,7 @@ def test_a_loss_that_does_not_grow_is_no_trap():
 @pytest.mark.parametrize("factor", [0.3, 1.0, 3.0])
 def test_the_whole_is_within_the_budget_though_losses_do_not_add_up(factor):
     together = added_up({0: CHEAP, 1: DEAR})
-    found = _spend(1.2e-4, WHOLE, {0: CHEAP, 1: DEAR}, lambda sizes: factor * together(sizes))
+    found = spend(1.2e-4, WHOLE, {0: CHEAP, 1: DEAR}, lambda sizes: factor * together(sizes))
     assert factor * together(found) <= 1.2e-4 + 1e-7
     assert found == {0.3: {0: 16, 1: 32}, 1.0: {0: 32, 1: 32}, 3.0: {0: 32}}[factor]
 
@@ -53,8 +53,8 @@ def test_what_is_saved_is_near_the_best_that_can_be(seed):
     for place in range(3):
         macs, loss = np.cumsum(rng.uniform(0, 80, 4)), np.cumsum(rng.exponential(3e-5, 4) * 2.0 ** np.arange(4))
         levels[place] = [Level(64 - 8 * i, WHOLE - macs[i], loss[i]) for i in range(4)]
-    together, saved = added_up(levels), {(p, own.size): WHOLE - own.macs for p in levels for own in levels[p]}
+    together, saved = added_up(levels), {(p, own.size): WHOLE - own.cost for p in levels for own in levels[p]}
     all_sizes = itertools.product(*([None, *(level.size for level in own)] for own in levels.values()))
     options = [{p: size for p, size in enumerate(sizes) if size} for sizes in all_sizes]
     best = max(sum(map(saved.__getitem__, option.items())) for option in options if together(option) <= 1.5e-4)
-    assert sum(map(saved.__getitem__, _spend(1.5e-4, WHOLE, levels, together).items())) >= 0.8 * best
+    assert sum(map(saved.__getitem__, spend(1.5e-4, WHOLE, levels, together).items())) >= 0.8 * best
