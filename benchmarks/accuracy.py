@@ -21,7 +21,7 @@ def measure(subject: Subject) -> dict[str, quality.Quality]:
     with tempfile.TemporaryDirectory() as folder:
         ways = peers(subject, Path(folder))
         original = _scores(ways.pop(next(iter(ways))), subject.validation)  # the first peer is the model as it came
-        for recipe in (*OURS, "int8-int4-tables", "int8-naive"):
+        for recipe in (*OURS, "leaner", "int8-mixed-tables", "int8-int4-tables", "int8-naive"):
             burnish.compile(subject.graph, recipe, subject.calibration).save(Path(folder) / recipe)
             ways[f"burnish {recipe}"] = burnish.load(Path(folder) / recipe).rows
         return {

@@ -19,7 +19,7 @@ from burnish.measure.traffic import Traffic
 from models import Subject
 
 PEERS = ("eager", "inductor", "onnxruntime_fp32", "onnxruntime_int8", "openvino_fp32", "openvino_bf16", "nncf_int8", "nncf_int8_expert")
-OURS = ("fp32", "bf16", "int8", "int8-tables")
+OURS = ("fp32", "bf16", "int8", "int8-tables", "lean")
 SIZES = (1, 16, 128)
 Found = dict[int, dict[str, latency.Latencies]]
 
