@@ -230,6 +230,11 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.threads < 1:
             raise RecipeError(f"the recipe has threads = {self.threads}. Use at least 1")
 
+    @property
+    def trains(self) -> bool:
+        """Whether a step trains."""
+        return any(step.trains for step in self.steps)
+
     def without(self, *kinds: type) -> Recipe:
         """This recipe less its steps of these kinds, such as FactorRequest for a backend that computes plain tables only."""
         return msgspec.structs.replace(self, steps=tuple(step for step in self.steps if not isinstance(step, kinds)))
@@ -262,6 +267,8 @@ RECIPES: dict[str, tuple[Step, ...]] = {
     # smaller shapes too, for an allowed drop of AUC of 0.05 % and of 0.1 % (docs/pruning.md)
     "lean": (*_CLEAN, Prune(), LowRank(), Int8(), Int8Tables(), FactorRequest()),
     "leaner": (*_CLEAN, Prune(loss=0.0001), LowRank(loss=0.0005), Int8(), Int8Tables(), FactorRequest()),
+    # smaller still, what that costs taken back by training (docs/training.md)
+    "lean-trained": (*_CLEAN, Prune(loss=0.001), LowRank(loss=0.002), Qat(), Int8Tables(), FactorRequest()),
     # what the default settings of other tools do, to compare with
     "int8-naive": (*_CLEAN, Int8("min-max", 0.0, "nearest", bias_correction=False, keep_poor=False, narrowest=1), FactorRequest()),
 }

@@ -12,7 +12,7 @@ def space_of(search, max_drop=0.001):
 
 
 def test_all_is_tried_once_unless_the_job_says_less():
-    every = space_of(Search())
+    every = space_of(Search(retrain=True))
     assert [(t.recipe.backend, t.recipe.name) for t in every] == list(SPACE)
     assert len({t.id for t in every}) == len(every)
     assert every[0].recipe.steps
@@ -46,12 +46,19 @@ def test_what_is_too_slow_on_one_core_is_tried_on_all_the_quickest_first():
     assert on_more_cores(trials, 1) == ()
 
 
-def test_retraining_is_refused_rather_than_left_out():
-    with pytest.raises(JobError, match=r"search\.retrain is true, and this version of burnish trains nothing\. Set it to false"):
-        space_of(Search(retrain=True))
+def test_what_trains_is_not_listed_unless_the_job_says_retrain():
+    assert [t.recipe.name for t in space_of(Search()) if t.recipe.trains] == []
+    assert [t.recipe.name for t in space_of(Search(retrain=True)) if t.recipe.trains] == ["lean-trained"]
+    with pytest.raises(JobError) as caught:
+        space_of(Search(recipes=("lean-trained",)))
+    assert str(caught.value) == (
+        "search.recipes has 'lean-trained', which trains, and search.retrain is false. Set it to true, or leave that recipe out"
+    )
 
 
 def test_pruning_may_expect_to_cost_a_share_of_what_the_job_allows():
     for max_drop in (0.0005, 0.002):
         steps = next(t for t in space_of(Search(), max_drop) if t.recipe.name == "lean").recipe.steps
         assert sum(s.loss for s in steps if isinstance(s, Prune | LowRank)) == pytest.approx(0.6 * max_drop)
+        trained = next(t for t in space_of(Search(retrain=True), max_drop) if t.recipe.name == "lean-trained").recipe.steps
+        assert sum(s.loss for s in trained if isinstance(s, Prune | LowRank)) == pytest.approx(3 * max_drop)

@@ -6,6 +6,7 @@ So a resumed run, and a run of a finished job again, are the same code: they fin
 from __future__ import annotations
 
 import datetime
+import functools
 import shutil
 import statistics
 import sys
@@ -31,6 +32,7 @@ from burnish.search.steps import Effort, TurnedDown
 from burnish.search.subject import Subject
 from burnish.search.summary import summary
 from burnish.search.trial import Measurement, Plan, Rejected, Trial
+from burnish.train import Progress as TrainingProgress
 
 DEATHS = 3  # of the process in one step, until the step is given up
 NEEDS = ("torch", "polars", "scipy", "mlperf_loadgen", "altair")  # whatever the job; backends say for themselves what they lack
@@ -133,10 +135,15 @@ class _Search:
                 if i == 0 and self._too_late():
                     return
                 self.tell(Progress(self._done(trial, i), f"{decide.named(trial)}: {name}"))
+                self.subject.trained = functools.partial(self._trained, self._done(trial, i), decide.named(trial))
             if self._step(name, trial, step).rejected is not None:
                 break
         if len(self.journal.lines) > before:
             self.tell(Progress(self._done(trial, len(steps.STEPS)), "", self._state(trial)))
+
+    def _trained(self, done: float, trial: str, found: TrainingProgress) -> None:
+        lost = f"held-out loss {found.held_out:.3g}, {found.start:.3g} before"
+        self.tell(Progress(done, f"{trial}: {found.name}, step {found.step:,} of {found.steps:,}, {lost}"))
 
     def _load(self) -> list[Trial]:
         """The feasible trials that were loaded and kept the objective: the fastest, the best peer, and the baseline beside them."""

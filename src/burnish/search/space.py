@@ -21,11 +21,13 @@ BASELINE = Trial("eager-original", Recipe(backend="eager", name="original"))
 
 SECOND_WAVE = 3
 SPENT = 0.6  # of the allowed loss is what pruning may expect to cost; the rest is for quantization and for the interval's width
+RECOVERED = 0.8  # of what pruning costs is what training may be expected to take back (docs/training.md)
 SPACE: tuple[tuple[str, str], ...] = (
     ("native", "int8-tables"),
     ("openvino", "int8"),
     ("native", "int8"),
     ("native", "lean"),
+    ("native", "lean-trained"),
     ("openvino", "bf16"),
     ("native", "bf16"),
     ("onnxruntime", "int8"),
@@ -38,28 +40,37 @@ SPACE: tuple[tuple[str, str], ...] = (
 
 
 def space(search: Search, accuracy: Accuracy) -> tuple[Trial, ...]:
-    """The trials of a job, in the order they are tried; JobError for a recipe or backend in [search] that is not known."""
-    if search.retrain:
-        raise JobError("search.retrain is true, and this version of burnish trains nothing. Set it to false")
+    """The trials of a job, in the order they are tried; those that train only where it says `retrain`.
+
+    JobError for a recipe or backend in [search] that is not known, and for a recipe there that trains and may not.
+    """
     backends = tuple(dict.fromkeys(backend for backend, _ in SPACE))
     for key, given, known in (("recipes", search.recipes, tuple(RECIPES)), ("backends", search.backends, backends)):
         for name in given:
             if name not in known:
                 raise JobError(f"search.{key} has {name!r}.{close_to(name, known)} Known: {', '.join(known)}")
+    for name in search.recipes:
+        if recipe(name).trains and not search.retrain:
+            raise JobError(
+                f"search.recipes has {name!r}, which trains, and search.retrain is false. Set it to true, or leave that recipe out"
+            )
     named = [*SPACE, *((backend, name) for name in search.recipes for backend in backends if (backend, name) not in SPACE)]
     return tuple(
         Trial(f"{backend}-{name}", _spending(recipe(name, backend), SPENT * accuracy.max_drop))
         for backend, name in named
-        if (not search.recipes or name in search.recipes) and (not search.backends or backend in search.backends)
+        if (search.retrain or not recipe(name).trains)
+        and (not search.recipes or name in search.recipes)
+        and (not search.backends or backend in search.backends)
     )
 
 
 def _spending(recipe: Recipe, loss: float) -> Recipe:
-    """The recipe with its steps' expected losses of accuracy scaled to add up to `loss`; as it is where no step has one."""
+    """The recipe with its steps' expected losses of accuracy scaled to add up to `loss`, after training where it trains; as it is where no
+    step has one."""
     losses = [step.loss for step in recipe.steps if isinstance(step, Prune | LowRank)]
     if not losses:
         return recipe
-    scale = loss / sum(losses)
+    scale = loss / sum(losses) / ((1 - RECOVERED) if recipe.trains else 1)
     steps = (msgspec.structs.replace(s, loss=s.loss * scale) if isinstance(s, Prune | LowRank) else s for s in recipe.steps)
     return msgspec.structs.replace(recipe, steps=tuple(steps))
 
