@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DELETE_ON_ERROR:
 
 demo: $(DATA)/dcn_v2.pt  ## from nothing to a decision: data, a trained model, burnish optimize
-	$(BIN)/burnish optimize examples/complete_journey/job.toml --out out/demo
+	$(BIN)/burnish optimize examples/complete_journey/job.toml --out out/demo --resume
 
 test: $(INSTALLED) browser  ## every test that this machine can run
 	$(BIN)/python -m pytest tests
