@@ -138,6 +138,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     workers: Annotated[int, typer.Option(min=1, help="Processes, one core each.")] = 1,
     name: Annotated[str | None, typer.Option(help="The model's name in the protocol; default: the directory's.")] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="Allow calls that change the version that is served.")] = False,
     deadline_ms: Annotated[
         float | None, typer.Option(help="Time of a request that says none; default: the objective's p99, else 1000.")
     ] = None,
@@ -147,7 +148,21 @@ def serve(
 
     path = artifact_in(directory)
     name = name or directory.resolve().name
-    run(path, http=http, grpc=grpc, host=host, workers=workers, metrics=metrics, name=name, deadline_ms=deadline_ms)
+    ports = {"http": http, "grpc": grpc, "metrics": metrics}
+    run(path, **ports, host=host, workers=workers, name=name, deadline_ms=deadline_ms, admin=admin)
+
+
+@app.command(epilog="Example: burnish publish out/ ranker/")
+def publish(
+    directory: Directory,
+    to: Annotated[Path, typer.Argument(metavar="VERSIONS", help="What `serve` serves: a directory of versions; made if there is none.")],
+    as_json: AsJson = False,
+) -> None:
+    """Add an artifact as a new version, and serve it."""
+    from burnish.serve.versions import publish as add
+
+    version = add(artifact_in(directory), to)
+    _print_json({"path": str(to), "version": version}) if as_json else print(f"{to}: version {version} is the current one")
 
 
 @app.command(epilog="Example: burnish plan out/ --qps 80000 --p99 8")

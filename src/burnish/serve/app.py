@@ -22,6 +22,7 @@ import tempfile
 import time
 import traceback
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +38,7 @@ from burnish.serve.admission import OVERLOADED
 from burnish.serve.grpc_server import GrpcServer, missing
 from burnish.serve.metrics import CONTENT_TYPE, GONE, Board
 from burnish.serve.protocol import Call, Signature
+from burnish.serve.versions import LOOK_SECONDS, Follower, Keeper, Repository, Versions, told
 from burnish.serve.wire import LIMITS, Limits, Refused
 from burnish.serve.worker import VERSION, Served, Worker, objective_ms
 
@@ -48,23 +50,42 @@ _FILES = 128  # open files of a worker beside its connections
 DRAIN_SECONDS = 30  # what requests in flight have to finish after SIGTERM
 
 
-class Application:
-    """The RSGI application of one worker: REST, and gRPC beside it where it has an address. `metrics` answers /metrics here."""
+class _LoadParameters(msgspec.Struct):
+    version: str | None = None
 
-    def __init__(self, worker: Worker, board: Board, metrics: bool = True, grpc: str | None = None) -> None:
+
+class _Load(msgspec.Struct):
+    parameters: _LoadParameters = msgspec.field(default_factory=_LoadParameters)
+
+
+class Application:
+    """The RSGI application of one worker: REST, and gRPC beside it where it has an address. `metrics` answers /metrics here, `admin` the
+    calls that change what is served."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        board: Board,
+        metrics: bool = True,
+        grpc: str | None = None,
+        admin: bool = False,
+        follower: Follower | None = None,
+    ) -> None:
         self.worker = worker
         self.board = board
         self.metrics = metrics
+        self.admin = admin
+        self._follower = follower
         self._grpc: GrpcServer | None = None
         self._grpc_address = grpc
-        models = worker.models.values()
-        self._at = {f"/v2/models/{m.name}{version}": m for m in models for version in ("", f"/versions/{m.version}")}
         self._metadata = msgspec.json.encode(protocol.server_metadata(versions("burnish").get("burnish", "")))
         self._reading: dict[asyncio.Task[Any], float] = {}  # bodies that are arriving, and since when
         self._watched = False  # whether a timer looks after them
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Before the first request."""
+        if self._follower is not None:
+            self._follower.start(loop)
         if self._grpc_address is not None:
 
             async def start(address: str) -> GrpcServer:  # which must be made where it runs
@@ -87,6 +108,8 @@ class Application:
         try:
             if path.endswith("/infer"):
                 await self._infer(scope, http, path)
+            elif path.startswith("/v2/repository/models/"):
+                await self._load(scope, http, path)
             else:
                 self._tell(scope, http, path)
         except Refused as refused:
@@ -126,6 +149,32 @@ class Application:
         finally:
             worker.turns.inside -= 1
             worker.release(size)
+
+    async def _load(self, scope: Any, http: Any, path: str) -> None:
+        """POST /v2/repository/models/<name>/load: a version becomes the current one, when it is verified."""
+        worker = self.worker
+        name, _, verb = path.removeprefix("/v2/repository/models/").partition("/")
+        if verb not in ("load", "unload"):
+            raise Refused(f"there is nothing at {path}. A model is loaded at /v2/repository/models/<name>/load", 404)
+        if scope.method != "POST":
+            raise Refused(f"{path} takes POST, not {scope.method}", 405)
+        if not self.admin:
+            raise Refused("this server does not change what it serves by a call. Start it with --admin", 403)
+        worker.model(name)
+        if verb == "unload":
+            raise Refused(f"model {name!r} is the only one here and stays. Load another version of it, or end the server")
+        if worker.repository is None:
+            raise Refused("this server has one artifact and no versions. Serve a directory that `burnish publish` made")
+        body = await self._body(http, scope.headers)
+        worker.release(len(body))
+        try:
+            asked = msgspec.json.decode(body or b"{}", type=_Load)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Refused(f"the body is not a load request: {error}") from None
+        version = await worker.repository.load(asked.parameters.version)
+        while worker.model(name).version != version and told(worker.repository.live).version == version:
+            await asyncio.sleep(LOOK_SECONDS / 2)  # opened and warmed on a thread
+        http.response_bytes(200, _JSON, b"")
 
     async def _body(self, http: Any, headers: Any) -> bytes:
         """The body, whole, held until it is released. Refused when it is too long, or too long on its way."""
@@ -218,7 +267,7 @@ class Application:
 
     def _model(self, path: str) -> Served:
         """The model at /v2/models/<name>[/versions/<version>]."""
-        found = self._at.get(path)
+        found = self.worker.at.get(path)
         if found is not None:
             return found
         match path.split("/"):
@@ -255,6 +304,7 @@ def serve(
     metrics: int | None = None,
     name: str | None = None,
     deadline_ms: float | None = None,
+    admin: bool = False,
     limits: Limits = LIMITS,
 ) -> None:
     """Serve the artifact at `path` until SIGTERM or SIGINT, then finish the requests in flight and return.
@@ -262,24 +312,24 @@ def serve(
     `http` is the port of REST, `grpc` that of gRPC, which needs grpcio; None for none. `name` is the model's in the protocol, by default
     the directory's. `metrics` is a port of its own for /metrics; without it they are at /metrics of `http`. `deadline_ms` is the time of a
     request that does not say its own, by default the p99 of the objective that the artifact was chosen for, else a second; what cannot be
-    answered in time is refused at once. ServeError when a port cannot be had, ArtifactError when the artifact cannot be read, both before
-    anything starts.
+    answered in time is refused at once. Where `path` has versions (`burnish.serve.versions`), the current one is served, and another as
+    soon as it is made the current one; `admin` allows a call to do that. ServeError when a port cannot be had, ArtifactError when the
+    artifact cannot be read, both before anything starts.
     """
     from granian import Granian
     from granian.constants import HTTPModes, Interfaces, Loops
     from granian.log import LogLevels
     from prometheus_client import start_http_server
 
-    artifact = Artifact.read(path)
-    program = artifact.program
-    name = name if name is not None else artifact.path.resolve().name
+    versions = Versions(path) if Versions.are_in(path) else None
+    version = versions.current() if versions else VERSION
+    artifact = Artifact.read(versions.where(version) if versions else path)
+    name = name if name is not None else Path(path).resolve().name
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
         raise ServeError(f"{name!r} cannot be the name of a model. Use letters, digits, '.', '_' and '-'")
     if workers < 1:
         raise ServeError(f"a server cannot have {workers} workers. Give at least 1")
-    if deadline_ms is None:
-        deadline_ms = objective_ms(artifact.manifest.measured)
-    if not 0 < deadline_ms < math.inf:
+    if deadline_ms is not None and not 0 < deadline_ms < math.inf:
         raise ServeError(f"a deadline of {deadline_ms:g} ms cannot be met. Give milliseconds above 0")
     Signature.of(artifact.manifest.inputs, artifact.manifest.outputs)
     if grpc is not None and (absent := missing()):
@@ -287,7 +337,14 @@ def serve(
     for port, option in ((http, "http"), (grpc, "grpc"), (metrics, "metrics")):
         if port is not None:
             _check_port(host, port, option)
-    board = Board.create(workers, {"model": name, "version": VERSION, "backend": program.backend, "target": program.target})
+    board = Board.create(workers, _facts(artifact, name, version))
+    keeper = None
+    if versions is not None:
+
+        def switched(to: str) -> None:
+            board.facts = _facts(Artifact.read(versions.where(to)), str(name), to)
+
+        keeper = Keeper(versions, version, board.path.with_suffix(".live"), switched)
     if metrics is not None:
         start_http_server(metrics, addr=host, registry=board.registry)
     server = Granian(
@@ -306,17 +363,21 @@ def serve(
     )
     loader = functools.partial(
         _application,
-        artifact.path,
+        Path(path),
         name,
-        timeout=deadline_ms / 1000,
+        deadline_ms=deadline_ms,
         limits=limits,
         board_path=board.path,
-        facts=board.facts,
+        live=keeper.live if keeper else None,
         metrics=metrics is None,
         grpc=None if grpc is None else f"[{host}]:{grpc}" if ":" in host else f"{host}:{grpc}",
+        admin=admin,
         pin=workers > 1,
     )
+    program = artifact.program
     print(f"{name} ({program.backend}, {program.target}) is served at http://{host}:{http}/v2/models/{name}", file=sys.stderr, flush=True)
+    if keeper:
+        keeper.start()
     try:
         server.serve(target_loader=cast(Any, loader), wrap_loader=False)
     except SystemExit:
@@ -324,19 +385,29 @@ def serve(
             f"a worker that serves {artifact.path} could not start, or stopped as soon as it was replaced. Its reason is above"
         ) from None
     finally:
+        if keeper:
+            keeper.stop()
+            keeper.live.unlink(missing_ok=True)
         board.remove()
+
+
+def _facts(artifact: Artifact, name: str, version: str) -> dict[str, str]:
+    """The labels of burnish_info."""
+    program = artifact.program
+    return {"model": name, "version": version, "backend": program.backend, "target": program.target}
 
 
 def _application(
     path: Path,
     name: str,
     *,
-    timeout: float,
+    deadline_ms: float | None,
     limits: Limits,
     board_path: Path,
-    facts: dict[str, str],
+    live: Path | None,
     metrics: bool,
     grpc: str | None,
+    admin: bool,
     pin: bool,
 ) -> Application:
     """What a worker runs: it maps the artifact, takes a row of the board, and a core when there are several workers."""
@@ -344,18 +415,37 @@ def _application(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     _end_with_parent()
-    board = Board(board_path, facts)
+    board = Board(board_path, {})
     counters = board.claim()
     if pin and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[counters.index % len(cores)]})
+
+    def opened(version: str) -> Served:
+        scorer = load(Versions(path).where(version) if live else path)
+        ms = objective_ms(scorer.artifact.manifest.measured) if deadline_ms is None else deadline_ms
+        return Served(name, scorer, version, ms / 1000)
+
+    def follow(version: str) -> Callable[[], None]:
+        model = opened(version)
+        worker.warm(model, learn=False)
+        facts = _facts(model.scorer.artifact, name, version)
+
+        def switch() -> None:
+            worker.put(model)
+            board.facts = facts
+
+        return switch
+
+    version = told(live).version if live else VERSION
     try:
-        model = Served(name, load(path), timeout=timeout)
-        worker = Worker({name: model}, counters, limits)
+        model = opened(version)
+        worker = Worker({name: model}, counters, limits, Repository(Versions(path), live) if live else None)
         worker.warm(model)
+        board.facts = _facts(model.scorer.artifact, name, version)
     except BurnishError as error:
         sys.exit(str(error))
-    return Application(worker, board, metrics, grpc)
+    return Application(worker, board, metrics, grpc, admin, Follower(live, version, follow) if live else None)
 
 
 def _connections(limits: Limits) -> int:

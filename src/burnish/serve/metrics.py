@@ -21,7 +21,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 GONE = 499  # as nginx says it: the client closed its connection before it had sent all
-STATUSES = (200, 400, 404, 405, 408, 413, 415, GONE, 500, 503)
+STATUSES = (200, 400, 403, 404, 405, 408, 413, 415, GONE, 500, 503)
 SECONDS = (*(round(step * 10.0**power, 9) for power in range(-5, 1) for step in (1, 1.5, 2, 3, 5, 7)), 10.0)
 CANDIDATES = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384, 65536)
 HISTOGRAMS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from burnish.serve import protocol
 from burnish.serve.admission import OVERLOADED, Turns
 from burnish.serve.metrics import Board, Row
 from burnish.serve.protocol import Call, Layout, Signature
+from burnish.serve.versions import Repository
 from burnish.serve.wire import LIMITS, Limits, Refused
 
 T = TypeVar("T")
@@ -39,15 +41,28 @@ class Served:
 class Worker:
     """The models of one process, and the turns in which their requests are scored."""
 
-    def __init__(self, models: Mapping[str, Served], counters: Row, limits: Limits = LIMITS) -> None:
-        self.models = models
+    def __init__(self, models: Mapping[str, Served], counters: Row, limits: Limits = LIMITS, repository: Repository | None = None) -> None:
+        self.models = dict(models)
+        self.at = self._addresses()
         self.counters = counters
         self.limits = limits
+        self.repository = repository
         self.turns = Turns(limits.waiting)
         self._held = 0
 
-    def warm(self, model: Served) -> None:
-        """Score golden rows of several sizes, so that the first request finds everything in place, and its time known."""
+    def put(self, model: Served) -> None:
+        """Serve a model in the place of another version of it, which is closed when every request that has it is over. On the loop."""
+        old = self.models[model.name]
+        self.models[model.name] = model
+        self.at = self._addresses()
+        asyncio.get_running_loop().call_later(self.limits.seconds + self.limits.body_seconds, old.scorer.close)
+
+    def _addresses(self) -> dict[str, Served]:
+        models = self.models.values()
+        return {f"/v2/models/{m.name}{version}": m for m in models for version in ("", f"/versions/{m.version}")}
+
+    def warm(self, model: Served, learn: bool = True) -> None:
+        """Score golden rows of several sizes, so that the first request finds everything in place, and its time known (`learn`)."""
         table, _ = model.scorer.artifact.golden()
         for rows in WARM_ROWS:
             some = {name: np.ascontiguousarray(array[np.arange(rows) % len(array)]) for name, array in table.items()}
@@ -55,7 +70,8 @@ class Worker:
                 began = time.perf_counter()
                 model.scorer.outputs_of(some)
                 now = time.perf_counter()
-            self.turns.service.met(rows, now - began, now)
+            if learn:
+                self.turns.service.met(rows, now - began, now)
 
     def model(self, name: str, version: str = "") -> Served:
         """The model of that name, and of that version where one is given."""
@@ -68,6 +84,8 @@ class Worker:
 
     def index(self) -> list[dict[str, str]]:
         """What the repository has, as Triton tells it."""
+        if self.repository is not None:
+            return [row for m in self.models.values() for row in self.repository.index(m.name, m.version)]
         return [{"name": m.name, "version": m.version, "state": "READY", "reason": ""} for m in self.models.values()]
 
     def statistics(self, board: Board, name: str = "", version: str = "") -> dict[str, Any]:
@@ -107,10 +125,10 @@ class Worker:
             computing = time.perf_counter()
             scores = protocol.score(model.scorer, call)
             computed = time.perf_counter()
-            found = answer(call, scores)
-            took = time.perf_counter() - arrived
+            took = computed - arrived
+            # before the answer, or a kill could lose it
             self.counters.scored(call.rows, began - arrived, computed - computing, took, took > seconds)
-            return found
+            return answer(call, scores)
 
         try:
             return await self.turns.run(turn, asked.rows, arrived, seconds)
