@@ -133,7 +133,7 @@ class Finetune(StepBase, frozen=True):
     target: Literal["original", "labels"] = "original"
     epochs: float = 3.0
     rate: float = 1e-3
-    batch: int = 1024
+    batch: int = 256
     tables: bool = False
     seed: int = 0
 
@@ -153,7 +153,7 @@ class Qat(StepBase, frozen=True):
     target: Literal["original", "labels"] = "original"
     epochs: float = 3.0
     rate: float = 1e-3
-    batch: int = 1024
+    batch: int = 256
     narrowest: int = 8
     skip: tuple[str, ...] = ()
     seed: int = 0

@@ -22,7 +22,7 @@ def finetune(
     target: Literal["original", "labels"] = "original",
     epochs: float = 3.0,
     rate: float = 1e-3,
-    batch: int = 1024,
+    batch: int = 256,
     tables: bool = False,
     seed: int = 0,
 ) -> Graph:

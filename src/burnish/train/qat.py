@@ -27,7 +27,7 @@ from burnish.quantize.ptq import Choice, check_sums, choose, largest, quantized
 from burnish.train import Training
 from burnish.train.loop import Group, Settings, fit, freeze_tables, learning
 
-STEP_TIMES = 1.0  # steps learn at so many times the rate of the weights
+STEP_TIMES = 5.0  # steps learn at so many times the rate of the weights
 WITHIN = 0.49  # of a rounding step: how near to the next integer a weight may start
 
 
@@ -41,7 +41,7 @@ def qat(
     target: Literal["original", "labels"] = "original",
     epochs: float = 3.0,
     rate: float = 1e-3,
-    batch: int = 1024,
+    batch: int = 256,
     narrowest: int = 8,
     skip: Sequence[str] = (),
     seed: int = 0,
