@@ -21,7 +21,8 @@ ISAS: dict[str, tuple[str, frozenset[str]]] = {
     "avx512vnni": ("x86_64", _AVX512 | {"avx512_vnni"}),
     "avx512": ("x86_64", _AVX512),
     "avx2": ("x86_64", _AVX2),
-    "dotprod": ("aarch64", frozenset({"asimddp"})),
+    "i8mm": ("aarch64", frozenset({"asimd", "asimddp", "i8mm"})),
+    "dotprod": ("aarch64", frozenset({"asimd", "asimddp"})),
     "neon": ("aarch64", frozenset({"asimd"})),
     "scalar": ("", frozenset()),
 }

@@ -8,7 +8,7 @@ static void step_1(ranker &r, i64 M, i64 q) {  // input
 }
 static void step_2(ranker &r, i64 M, i64 q) {  // linear -> tanh -> where
   const float *v1 = (const float *)(r.arena + 320);
-  // bn_linear_f32_6x64__avx512vnni: 4 -> 6, 3 a row
+  // bn_linear_f32: 4 -> 6, 3 a row
   const float *k2 = (const float *)r.w[0];
   const float *k3 = (const float *)r.w[1];
   const uint8_t *v4 = (const uint8_t *)(r.arena + 0);
@@ -24,7 +24,7 @@ static void step_2(ranker &r, i64 M, i64 q) {  // linear -> tanh -> where
     const V<float> y8 = ((to<int32_t>(splat(*((v4 + m * (q * 3)) + s * 1))) != 0) ? y7 : splat(*(k5)));
     put((v6 + m * 32) + s * 6 + o, y8, lanes);
   };
-  products<DotF32, 6, 4, 6, 4>((int)M * 3, k2, row, begin, end);
+  products<DotF32, 6, 4>((int)M * 3, k2, row, begin, end);
 }
 static void step_3(ranker &r, i64 M, i64 q) {  // softmax
   const float *v1 = (const float *)(r.arena + 2752);

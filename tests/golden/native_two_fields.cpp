@@ -11,7 +11,7 @@ static void step_2(ranker &r, i64 M, i64 q) {  // lookup
   const TableF32 table1 = {(const float *)r.w[1], nullptr};
   const int64_t *v2 = (const int64_t *)(r.arena + 1088);
   float *v3 = (float *)(r.arena + 2004);
-  // bn_lookup_f32_16__avx512vnni
+  // bn_lookup_f32_16
   for (i64 m = 0; m < M; m++) for (int t = 0; t < 1; t++) {
     const i64 id = checked(r, (v2 + m * 2)[t], r.rows[1], 1, m);
     lookup_row<16>(table1, id, (v3 + m * 48) + t * 16);
@@ -21,7 +21,7 @@ static void step_3(ranker &r, i64 M, i64 q) {  // lookup
   const TableF32 table1 = {(const float *)r.w[2], nullptr};
   const int64_t *v2 = (const int64_t *)(r.arena + 1096);
   float *v3 = (float *)(r.arena + 2068);
-  // bn_lookup_f32_16__avx512vnni
+  // bn_lookup_f32_16
   for (i64 m = 0; m < M; m++) for (int t = 0; t < 1; t++) {
     const i64 id = checked(r, (v2 + m * 2)[t], r.rows[2], 2, m);
     lookup_row<16>(table1, id, (v3 + m * 48) + t * 16);
@@ -48,7 +48,7 @@ static void step_5(ranker &r, i64 M, i64 q) {  // quantize
 }
 static void step_6(ranker &r, i64 M, i64 q) {  // qlinear -> mul -> add
   const uint8_t *v1 = (const uint8_t *)(r.arena + 11328);
-  // bn_linear_u8s8f32_6x64__avx512vnni: 37 -> 37
+  // bn_linear_u8s8f32: 37 -> 37
   const int8_t *k2 = (const int8_t *)r.w[5];
   const float *k3 = (const float *)r.w[6];
   const float *k4 = (const float *)r.w[7];
@@ -56,7 +56,7 @@ static void step_6(ranker &r, i64 M, i64 q) {  // qlinear -> mul -> add
   const float *v6 = (const float *)(r.arena + 1984);
   float *v7 = (float *)(r.arena + 13760);
   auto row = [&](int t) FORCE { return v1 + (i64)t * 48; };
-  auto begin = [&](int o) FORCE { return load(k5 + o); };
+  auto begin = [&](int o) FORCE { return load(k5 + (DotU8::shift ? 37 : 0) + o); };
   auto end = [&](int t, int o, auto sums, auto whole) FORCE {
     const int lanes = whole.value || 37 - o > LANES ? LANES : 37 - o; (void)lanes;
     const int m = t, s = 0; (void)s;
@@ -65,11 +65,11 @@ static void step_6(ranker &r, i64 M, i64 q) {  // qlinear -> mul -> add
     const V<float> y9 = (y8 + load((v6 + m * 48) + o));
     store((v7 + m * 48) + o, y9);
   };
-  products<DotU8, 37, 10, 6, 4>((int)M * 1, k2, row, begin, end);
+  products<DotU8, 37, 10>((int)M * 1, k2, row, begin, end);
 }
 static void step_7(ranker &r, i64 M, i64 q) {  // linear
   const float *v1 = (const float *)(r.arena + 13760);
-  // bn_linear_f32_1x1c64__avx512vnni: 37 -> 1
+  // bn_linear_f32_1x1c64: 37 -> 1
   const float *k2 = (const float *)r.w[9];
   const float *k3 = (const float *)r.w[10];
   float *v4 = (float *)(r.arena + 1088);

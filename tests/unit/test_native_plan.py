@@ -15,7 +15,7 @@ from burnish.graph.interpret import interpret
 from burnish.graph.node import Graph, Node, input_node, scalar, weight
 from burnish.graph.ops import OPS, Op
 from burnish.graph.weights import from_bfloat16, to_bfloat16
-from burnish.host import Host
+from burnish.host import ISAS, Host
 from burnish.inputs import Input
 from burnish.native import emit, pack, plan, toolchain
 from burnish.native.kernels import linear, table, vector
@@ -134,6 +134,12 @@ def test_the_text_of_small_graphs_is_the_golden_one(graph: Graph, request: pytes
     assert text == path.read_text()
 
 
+def test_the_text_is_the_same_for_every_instruction_set() -> None:
+    """So one artifact can be compiled for another machine from what it holds, and its programs share one weights.bin."""
+    texts = {emit.emit(plan.make(dcn_v2(5, 7, 8, 2, (33, 17), 50), Host.target(isa))).text for isa in ISAS}
+    assert len(texts) == 1
+
+
 def test_the_text_depends_on_shapes_alone() -> None:
     texts = {emit.emit(plan.make(dcn_v2(5, 7, 8, 2, (33, 17), 50 + seed, seed=seed), HOST)).text for seed in range(3)}
     assert len(texts) == 1
@@ -147,8 +153,9 @@ def test_packed_panels_multiply_as_the_weight_does(n: int, k: int) -> None:
     q = random.integers(0, 256, (5, k)).astype(np.uint8)
     packed = linear.pack_panels(w, 4)
     assert packed.size == -(-n // 16) * 16 * -(-k // 4) * 4
-    sums = linear.twin(q.astype(np.int32), packed, n) + linear.zero_point_sums(w, 128)
-    np.testing.assert_array_equal(sums, dot(q, w, 128))
+    begin = linear.zero_point_sums(w, 121)
+    np.testing.assert_array_equal(linear.twin(q.astype(np.int32), packed, n) + begin[0], dot(q, w, 121))
+    np.testing.assert_array_equal(linear.twin(q.astype(np.int32) - 128, packed, n) + begin[1], dot(q, w, 121))
     x, wf = random.standard_normal((5, k), np.float32), random.standard_normal((n, k), np.float32)
     np.testing.assert_allclose(linear.twin(x, linear.pack_panels(wf, 1), n), x @ wf.T, rtol=1e-5, atol=1e-5)
 
@@ -208,12 +215,12 @@ def test_a_missing_compiler_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_code_for_another_machine_uses_its_flags_alone() -> None:
-    for isa in ("avx512vnni", "avx2", "neon", "scalar"):
+    for isa in ("avx512vnni", "avx2", "i8mm", "dotprod", "neon", "scalar"):
         made = plan.make(two_fields(), Host.target(isa))
         assert made.isa == isa
         words = toolchain.command(isa, Path("a.cpp"), Path("a.so"), "zig")
         assert ("-mavx512vnni" in words) == (isa == "avx512vnni") and "-march=native" not in words
-        assert isinstance(words, list) and ("aarch64-linux-gnu.2.17" in words) == (isa == "neon")
+        assert isinstance(words, list) and ("aarch64-linux-gnu.2.17" in words) == (isa in ("i8mm", "dotprod", "neon"))
 
 
 def test_an_unknown_dtype_is_refused_by_name() -> None:

@@ -10,7 +10,7 @@ from importlib import resources
 from burnish.graph.node import Graph
 from burnish.native import pack
 from burnish.native.code import Code, Entry
-from burnish.native.kernels import lookup, table
+from burnish.native.kernels import lookup, table, vector
 from burnish.native.plan import ALIGN, CTYPES, SIZES, SLACK, Plan, Step, size
 
 
@@ -174,6 +174,7 @@ def emit(plan: Plan) -> Source:
     halves = [h for spec in plan.graph.inputs for h in spec.halves]
     arena = -(-(plan.arena_bytes + code.scratch_bytes + SLACK) // ALIGN) * ALIGN
     signature = ", ".join(str(b if b < 128 else b - 256) for b in pack.signature(entries))
+    told = json.dumps(describe(plan.graph, plan)).removesuffix("}")
     constants = [
         f"#define ARRAYS {len(entries)}",
         f"#define HALVES {len(halves)}",
@@ -182,7 +183,8 @@ def emit(plan: Plan) -> Source:
         f"#define ARENA {arena}",
         f"#define PACK_VERSION {pack.VERSION}",
         f"static const signed char SIGNATURE[16] = {{{signature}}};",
-        f"static const char DESCRIPTION[] = {json.dumps(json.dumps(describe(plan.graph, plan)))};",
+        vector.isa_macros(),
+        f'static const char DESCRIPTION[] = {json.dumps(told)} ", \\"isa\\": \\"" ISA "\\", \\"flags\\": [" FLAGS "]}}";',
     ]
     model = "\n".join([*code.lines, "".join(sides) + outputs])
     text = "\n".join(
@@ -199,14 +201,12 @@ def emit(plan: Plan) -> Source:
 
 
 def describe(graph: Graph, plan: Plan) -> dict[str, object]:
-    """What ranker_describe says: inputs, their halves in the order of ranker_requests, outputs, and how the program was made."""
+    """What ranker_describe says besides the instruction set: inputs, halves in the order of ranker_requests, outputs, rows of a block."""
     return {
         "abi": 1,
         "inputs": [{"name": s.name, "dtype": s.dtype, "shape": s.shape} for s in graph.inputs],
         "halves": [{"name": h.name, "side": h.side, "dtype": h.dtype, "shape": h.shape} for s in graph.inputs for h in s.halves],
         "outputs": [{"name": name, "dtype": node.dtype, "shape": node.shape} for name, node in graph.outputs],
-        "isa": plan.isa,
-        "flags": plan.flags,
         "rows": plan.rows,
     }
 

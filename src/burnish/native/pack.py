@@ -24,7 +24,7 @@ from burnish.native.kernels import linear
 from burnish.native.plan import ALIGN, SLACK
 
 MAGIC = b"BURNISHW"
-VERSION = 1
+VERSION = 2
 HEAD = "<8sII16sQ"
 CHUNK = 64 << 20  # bytes of a table copied at once
 

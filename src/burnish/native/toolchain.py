@@ -39,6 +39,7 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "avx512vnni": ("x86_64-linux-gnu.2.17", (*AVX512, "-mavx512vnni")),
     "avx512": ("x86_64-linux-gnu.2.17", AVX512),
     "avx2": ("x86_64-linux-gnu.2.17", AVX2),
+    "i8mm": ("aarch64-linux-gnu.2.17", ("-mcpu=generic+dotprod+i8mm",)),
     "dotprod": ("aarch64-linux-gnu.2.17", ("-mcpu=generic+dotprod",)),
     "neon": ("aarch64-linux-gnu.2.17", ()),
 }

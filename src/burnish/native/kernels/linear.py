@@ -1,6 +1,6 @@
 """LINEAR, QLINEAR and QDOT: products with a constant weight, and the pointwise nodes behind them while they are in registers.
 
-Names (docs/kernel_names.md): bn_linear_u8s8s32_6x64__avx512vnni and its kin. The weight is packed in panels of 64 outputs, in each panel
+Names (docs/kernel_names.md): bn_linear_u8s8s32 and its kin. The weight is packed in panels of 64 outputs, in each panel
 groups of 4 (int8), 2 (bfloat16) or 1 (float32) inputs beside each other, so that one load feeds one dot instruction; the last panel is only
 as wide as it must be, in vectors of 16. Every output sums its products in the order of the inputs, whatever the tile, so a row has the
 same bits in any company. A linear with few outputs runs its vectors along the inputs instead.
@@ -16,15 +16,23 @@ from burnish.graph.node import Node
 from burnish.graph.ops import Op
 from burnish.native.code import Code
 from burnish.native.kernels import pointwise
-from burnish.native.kernels.vector import lanes
 from burnish.native.plan import FEW, Step, ctype, epilogue_stride, size
 
 PANEL = 64  # outputs
-TILES = {16: (6, 4), 8: (4, 2), 4: (4, 2)}  # lanes -> rows and vectors of a tile that fit the registers
 
 TEMPLATE = r"""
-// Dot<A, W>: how many inputs one step takes, and acc + a . w for LANES outputs
-struct DotF32 {
+// Dot: acc + a . w for LANES outputs and the `group` inputs of one step. A tile is ROWS rows by VECTORS vectors of outputs: its sums, a
+// vector of weights each and a spread activation fit the registers, which are 32 with AVX-512 and NEON, 16 elsewhere.
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+struct Tile {
+  static constexpr int ROWS = 6, VECTORS = 4;
+};
+#else
+struct Tile {
+  static constexpr int ROWS = 4, VECTORS = 2;
+};
+#endif
+struct DotF32 : Tile {
   using A = float;
   using W = float;
   using Acc = F;
@@ -35,7 +43,7 @@ struct DotF32 {
   static INLINE Acc start(F x) { return x; }
   static INLINE F total(Acc acc, F) { return acc; }
 };
-struct DotBF16 { // pairs of bfloat16 in one 32-bit lane
+struct DotBF16 : Tile { // pairs of bfloat16 in one 32-bit lane
   using A = uint16_t;
   using W = uint16_t;
   using Acc = F;
@@ -59,8 +67,10 @@ struct DotBF16 { // pairs of bfloat16 in one 32-bit lane
   static INLINE Acc start(F x) { return x; }
   static INLINE F total(Acc acc, F) { return acc; }
 };
+// DotU8: `shift` is taken from every activation before the product, and sums begin with what makes up for it: see zero_point_sums
 #if defined(__AVX512VNNI__)
-struct DotU8 {
+struct DotU8 : Tile {
+  static constexpr int shift = 0;
   using A = uint8_t;
   using W = int8_t;
   using Acc = I;
@@ -81,6 +91,7 @@ struct DotU8 {
 };
 #elif defined(__AVX512F__) // bytes widened to 16 bits: products and pair sums are exact
 struct DotU8 {
+  static constexpr int ROWS = 6, VECTORS = 2, shift = 0; // two sums a lane
   using A = uint8_t;
   using W = int8_t;
   using X = __m512i;
@@ -107,6 +118,7 @@ struct DotU8 {
 };
 #elif defined(__AVX2__)
 struct DotU8 {
+  static constexpr int ROWS = 6, VECTORS = 1, shift = 0;
   using A = uint8_t;
   using W = int8_t;
   using X = __m256i;
@@ -126,8 +138,56 @@ struct DotU8 {
   static INLINE Acc start(I) { return {}; }
   static INLINE I total(Acc acc, I begun) { return begun + (I)_mm256_permute4x64_epi64(_mm256_hadd_epi32(acc.low, acc.high), 0xd8); }
 };
-#else
+#elif defined(__ARM_FEATURE_MATMUL_INT8) // usdot: unsigned by signed bytes
+struct DotU8 : Tile {
+  using A = uint8_t;
+  using W = int8_t;
+  using Acc = I;
+  using X = uint8x16_t;
+  static constexpr int group = 4, shift = 0;
+  static INLINE X spread(const A *p) {
+    int32_t v;
+    memcpy(&v, p, 4);
+    return (X)splat(v);
+  }
+  static INLINE void step(Acc &acc, X a, const W *w) { acc = (I)vusdotq_s32((int32x4_t)acc, a, vld1q_s8(w)); }
+  static INLINE Acc start(I x) { return x; }
+  static INLINE I total(Acc acc, I) { return acc; }
+};
+#elif defined(__ARM_NEON) // sdot and smull multiply signed bytes, which x - 128 is
 struct DotU8 {
+  using A = uint8_t;
+  using W = int8_t;
+  using X = int8x16_t;
+  static constexpr int group = 4, shift = 128;
+  static INLINE X spread(const A *p) {
+    int32_t v;
+    memcpy(&v, p, 4);
+    return (X)splat(v ^ (int32_t)0x80808080);
+  }
+#if defined(__ARM_FEATURE_DOTPROD)
+  static constexpr int ROWS = 6, VECTORS = 4;
+  using Acc = I;
+  static INLINE void step(Acc &acc, X a, const W *w) { acc = (I)vdotq_s32((int32x4_t)acc, a, vld1q_s8(w)); }
+  static INLINE Acc start(I x) { return x; }
+  static INLINE I total(Acc acc, I) { return acc; }
+#else // a product fits 16 bits, and pairs are added to sums of 32: exact
+  static constexpr int ROWS = 6, VECTORS = 2; // two sums a lane
+  struct Acc {
+    int32x4_t low, high;
+  };
+  static INLINE void step(Acc &acc, X a, const W *w) {
+    const int8x16_t b = vld1q_s8(w);
+    acc.low = vpadalq_s16(acc.low, vmull_s8(vget_low_s8(a), vget_low_s8(b)));
+    acc.high = vpadalq_s16(acc.high, vmull_high_s8(a, b));
+  }
+  static INLINE Acc start(I) { return {}; }
+  static INLINE I total(Acc acc, I begun) { return begun + (I)vpaddq_s32(acc.low, acc.high); }
+#endif
+};
+#else
+struct DotU8 : Tile {
+  static constexpr int shift = 0;
   using A = uint8_t;
   using W = int8_t;
   using Acc = I;
@@ -188,9 +248,9 @@ INL void columns(int T, int &t, const typename Dot::W *w, int first, Row row, Be
 }
 // T rows by N outputs. row(t) points to the inputs of a row; begin(o) is what the sums of LANES outputs from o on begin with;
 // end(t, o, sums, whole) takes them, all of them when `whole`, else those below N.
-template <class Dot, int N, int KG, int MR, int NV, class Row, class Begin, class End>
+template <class Dot, int N, int KG, class Row, class Begin, class End>
 INL void products(int T, const typename Dot::W *w, Row row, Begin begin, End end) {
-  constexpr int NALL = (N + 15) / 16 * 16 / LANES, REST = NALL % NV;
+  constexpr int MR = Dot::ROWS, NV = Dot::VECTORS, NALL = (N + 15) / 16 * 16 / LANES, REST = NALL % NV;
   constexpr bool WHOLE = REST != 0 ? N >= (NALL - REST) * LANES : N % 16 == 0; // in the main loop: panels are padded to 16
   if (T == 1) { // one row: as many outputs in flight as the registers hold
     constexpr int LONG = NALL < MR * NV ? NALL : MR * NV > 16 ? 16 : MR * NV, LAST = NALL % LONG;
@@ -237,6 +297,18 @@ template <int K> INL int32_t dot_few(const uint8_t *a, const int8_t *w) {
     k = K;
   }
   sum = _mm512_reduce_add_epi32(acc);
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+  int32x4_t acc = vdupq_n_s32(0);
+  for (; k + 16 <= K; k += 16) acc = vusdotq_s32(acc, vld1q_u8(a + k), vld1q_s8(w + k));
+  sum = vaddvq_s32(acc);
+#elif defined(__ARM_FEATURE_DOTPROD) // a . w = (a - 128) . w + 2 * (64 . w)
+  int32x4_t acc = vdupq_n_s32(0), half = acc;
+  for (; k + 16 <= K; k += 16) {
+    const int8x16_t b = vld1q_s8(w + k);
+    acc = vdotq_s32(acc, vreinterpretq_s8_u8(veorq_u8(vld1q_u8(a + k), vdupq_n_u8(128))), b);
+    half = vdotq_s32(half, vdupq_n_s8(64), b);
+  }
+  sum = vaddvq_s32(acc) + 2 * vaddvq_s32(half);
 #endif
   for (; k < K; k++) sum += (int32_t)a[k] * w[k];
   return sum;
@@ -259,23 +331,10 @@ template <int K> INL void to_f16(const float *x, float *y) {
 """
 
 
-def name(node: Node, isa: str) -> str:
-    """The kernel's name is its specification: docs/kernel_names.md."""
+def name(node: Node) -> str:
+    """The kernel's name: docs/kernel_names.md."""
     kind = {"u8": "u8s8s32" if node.op is Op.QDOT else "u8s8f32"}.get(kind_of(node), kind_of(node))
-    if few(node):
-        return f"bn_linear_{kind}_1x{node.shape[-1]}c64__{isa}"
-    rows, vectors = tile_of(node, isa)
-    return f"bn_linear_{kind}_{rows}x{vectors * lanes(isa)}__{isa}"
-
-
-def tile_of(node: Node, isa: str) -> tuple[int, int]:
-    """(rows, vectors of outputs) of a tile whose sums, weights and activation fit the registers; widened bytes need two sums a lane."""
-    rows, vectors = TILES[lanes(isa)]
-    if isa in ("neon", "dotprod") and kind_of(node) != "u8":
-        return 6, 4  # 32 registers
-    if kind_of(node) == "u8" and isa in ("avx512", "avx2"):
-        return (6, 2) if isa == "avx512" else (6, 1)
-    return rows, vectors
+    return f"bn_linear_{kind}_1x{node.shape[-1]}c64" if few(node) else f"bn_linear_{kind}"
 
 
 def kind_of(node: Node) -> str:
@@ -304,7 +363,7 @@ def emit(code: Code, step: Step) -> None:
     group = GROUP[kind]
     reps = math.prod(node.shape[:-1])  # rows of the product in one row of the block
     a = code.read(x)
-    code.add(f"// {name(node, code.plan.isa)}: {k} -> {n}" + (f", {reps} a row" if reps > 1 else ""))
+    code.add(f"// {name(node)}: {k} -> {n}" + (f", {reps} a row" if reps > 1 else ""))
     rounded = node.op is Op.LINEAR and node["compute"] in ("bfloat16", "float16")
     if rounded:
         padded = -(-k // 2) * 2
@@ -334,16 +393,15 @@ def emit(code: Code, step: Step) -> None:
             code.add(f"constexpr int o = 0, lanes = {n}; (void)lanes;")
             epilogue.write("sums" if kind != "u8" else f"(sums + load({epilogue.zero}))")
         return
-    tile_rows, vectors = tile_of(node, code.plan.isa)
     code.add(f"auto row = [&](int t) FORCE {{ return {row}; }};")
-    zero = "F{}" if kind != "u8" else f"load({epilogue.zero} + o)"
+    zero = "F{}" if kind != "u8" else f"load({epilogue.zero} + (DotU8::shift ? {n} : 0) + o)"
     code.add(f"auto begin = [&](int o) FORCE {{ return {zero}; }};")
     with code.block("auto end = [&](int t, int o, auto sums, auto whole) FORCE"):
         code.add(f"const int lanes = whole.value || {n} - o > LANES ? LANES : {n} - o; (void)lanes;")
         epilogue.write("sums")
     code.lines[-1] += ";"
     groups = -(-k // group)
-    code.add(f"products<{DOT[kind]}, {n}, {groups}, {tile_rows}, {vectors}>((int)M * {reps}, {weight}, row, begin, end);")
+    code.add(f"products<{DOT[kind]}, {n}, {groups}>((int)M * {reps}, {weight}, row, begin, end);")
 
 
 class _Epilogue:
@@ -443,8 +501,9 @@ def pack_few(w: np.ndarray) -> np.ndarray:
 
 
 def zero_point_sums(w: np.ndarray, zero_point: int) -> np.ndarray:
-    """int8 (N, K) -> int32 (N,): what the zero point adds to every row's sums, -zero_point * sum_k w."""
-    return (-zero_point * w.astype(np.int64).sum(axis=1)).astype(np.int32)
+    """int8 (N, K) -> int32 (2, N): what sums begin with, -zero_point * sum_k w; and the same where activations come less 128."""
+    sums = w.astype(np.int64).sum(axis=1)
+    return np.stack([-zero_point * sums, (128 - zero_point) * sums]).astype(np.int32)
 
 
 def twin(x: np.ndarray, packed: np.ndarray, n: int) -> np.ndarray:

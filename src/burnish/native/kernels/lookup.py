@@ -136,7 +136,7 @@ def emit(code: Code, step: Step) -> None:
     width = table.shape[1]
     if node.op is Op.LOOKUP:
         count = size(ids)
-        code.add(f"// bn_lookup_{table_kind(table)}_{width}__{code.plan.isa}")
+        code.add(f"// bn_lookup_{table_kind(table)}_{width}")
         with code.block(f"for (i64 m = 0; m < M; m++) for (int t = 0; t < {count}; t++)"):
             code.add(f"const i64 id = checked(r, {x.row()}[t], r.rows[{number}], {number}, m);")
             code.add(f"lookup_row<{width}>({name}, id, {y.row()} + t * {width});")
@@ -145,7 +145,7 @@ def emit(code: Code, step: Step) -> None:
     count = size(ids) // length
     weights = code.read(node.inputs[2]) if len(node.inputs) > 2 else None
     mode, ignore = f"BAG_{node['mode'].upper()}", node["ignore"]
-    code.add(f"// bn_bag_{table_kind(table)}_{width}_{node['mode']}__{code.plan.isa}")
+    code.add(f"// bn_bag_{table_kind(table)}_{width}_{node['mode']}")
     with code.block(f"for (i64 m = 0; m < M; m++) for (int t = 0; t < {count}; t++)"):
         code.add(
             f"bag_row<{width}, {length}, {mode}, {'true' if weights else 'false'}>({name}, {x.row()} + t * {length}, r.rows[{number}], r, "

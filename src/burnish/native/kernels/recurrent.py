@@ -13,12 +13,12 @@ INL void gru_row(const float *x, const float *h0, const float *w_ih, const float
   float *in = scratch, *back = scratch + T * G;
   auto zero = [](int) FORCE { return F{}; };
   auto write_in = [&](int t, int o, auto sums, auto) FORCE { store(in + t * G + o, sums + load(b_ih + o)); };
-  products<DotF32, 3 * H, I_, (LANES == 16 ? 6 : 4), (LANES == 16 ? 4 : 2)>(
+  products<DotF32, 3 * H, I_>(
       T, w_ih, [&](int t) FORCE { return x + t * I_; }, zero, write_in);
   const float *h = h0;
   for (int t = 0; t < T; t++) {
     auto write_back = [&](int, int o, auto sums, auto) FORCE { store(back + o, sums + load(b_hh + o)); };
-    products<DotF32, 3 * H, H, (LANES == 16 ? 6 : 4), (LANES == 16 ? 4 : 2)>(
+    products<DotF32, 3 * H, H>(
         1, w_hh, [&](int) FORCE { return h; }, zero, write_back);
     const float *g = in + t * G;
     for (int i = 0; i < H; i += LANES) {

@@ -8,7 +8,18 @@ from __future__ import annotations
 
 import numpy as np
 
-LANES = {"avx512bf16": 16, "avx512vnni": 16, "avx512": 16, "avx2": 8}  # others: 4
+from burnish.host import ISAS
+
+# instruction set -> what a compiler defines when it may use it
+DEFINED = {
+    "avx512bf16": "__AVX512BF16__",
+    "avx512vnni": "__AVX512VNNI__",
+    "avx512": "__AVX512F__",
+    "avx2": "__AVX2__",
+    "i8mm": "__ARM_FEATURE_MATMUL_INT8",
+    "dotprod": "__ARM_FEATURE_DOTPROD",
+    "neon": "__ARM_NEON",
+}
 
 TEMPLATE = r"""
 #include <math.h>
@@ -17,7 +28,7 @@ TEMPLATE = r"""
 #include <string.h>
 #if defined(__AVX2__)
 #include <immintrin.h>
-#elif defined(__ARM_FEATURE_DOTPROD)
+#elif defined(__ARM_NEON)
 #include <arm_neon.h>
 #endif
 #if defined(__AVX512F__)
@@ -143,6 +154,8 @@ INL F v_sqrt(F x) {
   return (F)_mm512_sqrt_ps((__m512)x);
 #elif defined(__AVX2__)
   return (F)_mm256_sqrt_ps((__m256)x);
+#elif defined(__ARM_NEON)
+  return (F)vsqrtq_f32((float32x4_t)x);
 #else
   UNROLL
   for (int i = 0; i < LANES; i++) x[i] = sqrtf(x[i]);
@@ -326,9 +339,13 @@ INL V<uint8_t> quantize(F x, F multiplier, F low, F high, I zero_point) {
 """
 
 
-def lanes(isa: str) -> int:
-    """Values in one vector of float32."""
-    return LANES.get(isa, 4)
+def isa_macros() -> str:
+    """Text that defines ISA, the name of the instruction set that the text is compiled for, and FLAGS, the CPU flags it needs."""
+    lines: list[str] = []
+    for isa, macro in DEFINED.items():
+        flags = ", ".join(f'\\"{flag}\\"' for flag in sorted(ISAS[isa][1]))
+        lines += [f"#{'elif' if lines else 'if'} defined({macro})", f'#define ISA "{isa}"', f'#define FLAGS "{flags}"']
+    return "\n".join([*lines, "#else", '#define ISA "scalar"', '#define FLAGS ""', "#endif"])
 
 
 def twin_exp(x: np.ndarray) -> np.ndarray:
