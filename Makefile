@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/complete_journey
 INSTALLED := $(VENV)/.installed
-APT := chromium
+APT := chromium qemu-user-static libc6-arm64-cross
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test check bench serve-demo browser clean
@@ -44,10 +44,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[optimize,dev]'
 	touch $@
 
-# the report is looked at in a real browser; where none can be installed, those tests say so and skip
+# the report is looked at in a real browser, and aarch64 programs run under qemu; where these cannot be installed, those tests say so and skip
 browser:
-	@command -v chromium >/dev/null || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(APT); } >/dev/null 2>&1 \
-		|| echo "chromium could not be installed: the browser tests will skip"
+	@{ command -v chromium && command -v qemu-aarch64-static; } >/dev/null || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(APT); } >/dev/null 2>&1 \
+		|| echo "chromium or qemu could not be installed: the tests that need them will skip"
 
 clean:  ## what was built, not what was downloaded
 	rm -rf out build dist
