@@ -33,7 +33,7 @@ SPACE: tuple[tuple[str, str], ...] = (
     ("onnxruntime", "int8"),
     ("onnxruntime", "fp32"),
     ("native", "fp32"),
-    ("native", "int8-int4-tables"),
+    ("native", "int8-mixed-tables"),
     ("openvino", "fp32"),
     ("inductor", "fp32"),
 )
