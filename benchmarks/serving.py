@@ -20,8 +20,10 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ import burnish
 from burnish import testing
 from burnish.host import Host, versions
 from burnish.serve.app import Server, free_port
+from burnish.serve.versions import Versions
 from burnish.serve.wire import DATATYPES
 from burnish.testing.http_load import post, saturate, send
 
@@ -174,14 +177,54 @@ def overload(backend: str, seconds: float, slo_ms: float) -> list[dict[str, Any]
             patient = post(where, body, Inference_Header_Content_Length=str(cut), X_Request_Timeout_Ms="60000")
             asked = post(where, body, Inference_Header_Content_Length=str(cut))
             saturate(*address, patient, 16, 1.0)
-            capacity = saturate(*address, patient, 16, 3.0).goodput
+            pid = server.process.pid
+            before, full = cpu_us(pid), saturate(*address, patient, 16, 3.0)
+            capacity, a_second = full.goodput, 1e6 * len(full.latencies) / (cpu_us(pid) - before)
             for share in (0.5, 0.8, 1.0, 2.0, 4.0):
-                late, sent = told_by(server, "burnish_late_total"), send(*address, asked, share * capacity, seconds)
+                before, late = cpu_us(pid), told_by(server, "burnish_late_total")
+                sent = send(*address, asked, share * capacity, seconds)
+                by_cpu = 1e6 * len(sent.latencies) / (cpu_us(pid) - before) / a_second
                 late = told_by(server, "burnish_late_total") - late
                 told = {"share": share, "capacity": capacity, "scorer_us": scorer_us, "goodput": sent.goodput, "statuses": sent.statuses}
                 p50, p99 = sent.percentile(50) * 1e3, sent.percentile(99) * 1e3
-                rows.append(told | {"p50_ms": p50, "p99_ms": p99, "late": late, "resident_mb": resident_mb(server.process.pid)})
+                rows.append(told | {"p50_ms": p50, "p99_ms": p99, "late": late, "by_cpu": by_cpu, "resident_mb": resident_mb(pid)})
     return rows
+
+
+def swaps(backend: str, number: int) -> dict[str, Any]:
+    """Two versions exchanged again and again at 60 % of the capacity, and as long without."""
+    with tempfile.TemporaryDirectory() as folder:
+        versions = Versions(Path(folder) / "ranker")
+        for cross in (1, 2):
+            graph = testing.dcn_v2(width=16, cross=cross, deep=(512, 256), mixed=True)
+            versions.add(burnish.compile(graph, "fp32", backend=backend).save(Path(folder) / "made").path)
+        versions.point("2")
+        with burnish.load(versions.where("2")) as scorer:
+            body, cut, *_ = body_of(scorer, 128)
+        with Server(versions.path, admin=True) as server:
+            address = (server.host, server.port)
+            asked = post("/v2/models/ranker/infer", body, Inference_Header_Content_Length=str(cut), X_Request_Timeout_Ms="60000")
+            qps = 0.6 * saturate(*address, asked, 16, 3.0).goodput
+            done: list[float] = []
+
+            def change() -> None:
+                for i in range(number):
+                    began = time.perf_counter()
+                    told = json.dumps({"parameters": {"version": "12"[i % 2]}}).encode()
+                    urllib.request.urlopen(f"{server.url}/v2/repository/models/ranker/load", told, timeout=60).close()
+                    done.append(time.perf_counter() - began)
+
+            quiet = send(*address, asked, qps, 10.0)
+            thread = threading.Thread(target=change)
+            thread.start()
+            loaded = []
+            while thread.is_alive():
+                loaded.append(send(*address, asked, qps, 5.0))
+            latencies = [each for sent in loaded for each in sent.latencies]
+            statuses = sum((Counter(sent.statuses) for sent in loaded), Counter())
+            told = {"swaps": len(done), "swap_s": float(np.median(done)), "qps": qps, "statuses": dict(statuses), "quiet": quiet.statuses}
+            p99 = {"p99_ms": float(np.percentile(latencies, 99)) * 1e3, "quiet_p99_ms": quiet.percentile(99) * 1e3}
+            return told | p99 | {"resident_mb": resident_mb(server.process.pid)}
 
 
 def main() -> None:
@@ -190,6 +233,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="for each server and number of candidates")
     parser.add_argument("--overload-seconds", type=float, default=10.0, help="for each share of the capacity")
     parser.add_argument("--slo-ms", type=float, default=10.0)
+    parser.add_argument("--swaps", type=int, default=0, help="exchange two versions so many times under load")
     options = parser.parse_args()
     rows = measure(options.backend, options.seconds)
     print("| candidates | request, bytes | scorer, µs | `burnish serve`, µs | bare echo, µs | beyond the scorer, over the echo |")
@@ -201,15 +245,21 @@ def main() -> None:
     print(
         f"\nCapacity {rows[0]['capacity']:.0f} requests/s (the scorer alone: {1e6 / rows[0]['scorer_us']:.0f}); SLO {options.slo_ms:g} ms\n"
     )
-    print("| offered, of capacity | answered, of capacity | refused | p50, ms | p99, ms | late by the server's clock | resident, MB |")
-    print("|---|---|---|---|---|---|---|")
+    columns = ["offered, of capacity", "answered, of capacity", "answered a CPU second, of that at capacity", "refused"]
+    columns += ["p50, ms", "p99, ms", "late by the server's clock", "resident, MB"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for row in rows:
         answered, refused = row["goodput"] / row["capacity"], row["statuses"].get(503, 0) / sum(row["statuses"].values())
         rest = f"{row['p50_ms']:.1f} | {row['p99_ms']:.1f} | {row['late']:.0f} | {row['resident_mb']:.0f}"
-        print(f"| {row['share']:.0%} | {answered:.0%} | {refused:.0%} | {rest} |")
+        print(f"| {row['share']:.0%} | {answered:.0%} | {row['by_cpu']:.0%} | {refused:.0%} | {rest} |")
         others = {status: n for status, n in row["statuses"].items() if status not in (200, 503)}
         if others:
             print(f"\nOther answers: {others}\n")
+    if options.swaps:
+        row = swaps(options.backend, options.swaps)
+        print(f"\n{row['swaps']} swaps, {row['swap_s']:.2f} s each from the call to its answer, at {row['qps']:.0f} requests/s:")
+        print(f"answers {row['statuses']}, p99 {row['p99_ms']:.1f} ms, {row['resident_mb']:.0f} MB resident after;")
+        print(f"without swaps {row['quiet']}, p99 {row['quiet_p99_ms']:.1f} ms")
     host, found = Host.here(), versions("granian", "msgspec", "numpy")
     told = ", ".join(f"{name} {version}" for name, version in found.items())
     print(f"\n{host.cpu}, {host.cores} cores; Python {sys.version.split()[0]}, {told}")

@@ -144,6 +144,7 @@ class Application:
         try:
             body = await self._body(http, headers)
             arrived, size = time.perf_counter(), len(body)
+            model = self._model(path.removesuffix("/infer"))  # again: another version may have come meanwhile
             asked, cut = protocol.outline(model.signature, body, headers.get(protocol.HEADER_LENGTH), worker.limits, model.layouts)
             await worker.score(model, asked, body, cut, arrived, timeout, answer)
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -33,6 +32,8 @@ class Served:
         self.version = version
         self.scorer = scorer
         self.timeout = timeout
+        self.requests = 0  # that are waiting or being scored
+        self.retired = False  # another version has its place
         self.signature = Signature.of(scorer.inputs, scorer.outputs)
         self.layouts: dict[bytes, Layout] = {}
         self.metadata = msgspec.json.encode(protocol.model_metadata(self.signature, name, version))
@@ -51,11 +52,13 @@ class Worker:
         self._held = 0
 
     def put(self, model: Served) -> None:
-        """Serve a model in the place of another version of it, which is closed when every request that has it is over. On the loop."""
+        """Serve a model in the place of another version of it, which is closed as soon as the requests that wait for it are over."""
         old = self.models[model.name]
         self.models[model.name] = model
         self.at = self._addresses()
-        asyncio.get_running_loop().call_later(self.limits.seconds + self.limits.body_seconds, old.scorer.close)
+        old.retired = True
+        if not old.requests:
+            old.scorer.close()
 
     def _addresses(self) -> dict[str, Served]:
         models = self.models.values()
@@ -130,10 +133,14 @@ class Worker:
             self.counters.scored(call.rows, began - arrived, computed - computing, took, took > seconds)
             return answer(call, scores)
 
+        model.requests += 1
         try:
             return await self.turns.run(turn, asked.rows, arrived, seconds)
         finally:
             self.counters.waiting(len(self.turns))
+            model.requests -= 1
+            if model.retired and not model.requests:
+                model.scorer.close()
 
 
 def objective_ms(measured: Mapping[str, object]) -> float:
