@@ -149,3 +149,16 @@ def test_another_model_than_the_graph_is_noticed(ranker):
 def test_an_onnx_file_is_sent_elsewhere(ranker):
     with pytest.raises(BuildError, match=r"runs PyTorch models, met 'm\.onnx'\. Run an \.onnx as it came with the backend onnxruntime"):
         burnish.compile(ranker[1], "original", backend="eager", source="m.onnx")
+
+
+def test_a_program_with_a_largest_batch_scores_more_rows_in_parts(tmp_path):
+    model = torch.nn.Linear(3, 1)
+    most = torch.export.Dim("rows", max=150)
+    program = torch.export.export(model, (torch.zeros(4, 3),), dynamic_shapes=({0: most},))
+    torch.export.save(program, tmp_path / "ranker.pt2")
+    graph = burnish.capture(program, [burnish.Input("input", shape=(3,))])
+    artifact = burnish.compile(graph, Recipe(name="original"), backend="eager", source=tmp_path / "ranker.pt2")
+    scorer = burnish.load(artifact.path)
+    table = rows(graph, 400)
+    with torch.no_grad():
+        np.testing.assert_array_equal(scorer.rows(table), model(torch.from_numpy(table["input"])).numpy()[:, 0])

@@ -328,6 +328,15 @@ def test_a_program_with_a_free_batch_is_captured_and_one_with_a_fixed_batch_refu
     )
 
 
+@pytest.mark.parametrize("most", [5000, 150])
+def test_a_program_that_takes_few_rows_is_traced_at_a_batch_it_takes(most):
+    model, inputs = build("DCN-v2")
+    example = (torch.randn(4, DENSE), torch.randint(0, VOCAB, (4, FIELDS)))
+    batch = torch.export.Dim("batch", max=most)
+    program = torch.export.export(model.eval(), example, dynamic_shapes=({0: batch}, {0: batch}))
+    assert capture(program, inputs).outputs[0][1].shape == capture(model, inputs).outputs[0][1].shape
+
+
 def test_the_cardinality_of_a_single_matrix_is_that_of_its_float_columns():
     graph = capture(SingleMatrix(), [Input("X", "float32", (5,), ["request", "candidate"] + ["request"] * 3)])
     assert graph.inputs[0].cardinality == (10, 20, 30, None, None)

@@ -96,22 +96,29 @@ class EagerEngine:
     def __init__(self, model: Any, facts: dict[str, Any], inputs: tuple[Input, ...], threads: int) -> None:
         import torch
 
+        from burnish.capture.from_torch import batches_of
+
         torch.set_num_threads(threads)  # of the whole process: torch has no other
         self._torch = torch
         self._call = _caller(model, inputs, facts["flat"])
         self._outputs = facts["outputs"]
         self._expand = Expand(inputs)
         self._fails_on_one = not _works(self._call, 1)
+        self._most = batches_of(model)[-1] if isinstance(model, torch.export.ExportedProgram) and not facts["flat"] else None
 
     def rows(self, table: Arrays, n: int) -> dict[str, np.ndarray]:
         if n == 1 and self._fails_on_one:
             twice = {name: np.repeat(array, 2, axis=0) for name, array in table.items()}
             return {name: array[:1] for name, array in self.rows(twice, 2).items()}
+        if self._most and n > self._most:  # the user's export has a largest batch
+            parts = [{k: v[i : i + self._most] for k, v in table.items()} for i in range(0, n, self._most)]
+            found = [self.rows(part, len(next(iter(part.values())))) for part in parts]
+            return {name: np.concatenate([each[name] for each in found]) for name in self._outputs}
         from_numpy = self._torch.from_numpy
         with self._torch.inference_mode():
-            found = self._call(*[from_numpy(table[spec.name]) for spec in self._call.form.inputs])
+            outputs = self._call(*[from_numpy(table[spec.name]) for spec in self._call.form.inputs])
         # a model that squeezes its scores drops the rows with them when there is one
-        return {name: tensor.numpy().reshape(n, *shape) for (name, shape), tensor in zip(self._outputs.items(), found)}
+        return {name: tensor.numpy().reshape(n, *shape) for (name, shape), tensor in zip(self._outputs.items(), outputs)}
 
     def request(self, request: Arrays, candidates: Arrays, n: int) -> dict[str, np.ndarray]:
         return self.rows(self._expand(request, candidates, n), n)

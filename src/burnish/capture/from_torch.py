@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import operator
 import os
 import re
@@ -24,16 +25,16 @@ from burnish.capture.aten import ATEN
 from burnish.capture.aten.call import Call, Ramp
 from burnish.capture.bounds import bounded
 from burnish.capture.calling import Form, forms, specs_of
-from burnish.capture.parity import check_parity, example_rows, random_rows
+from burnish.capture.parity import BATCHES, check_parity, example_rows, random_rows
 from burnish.capture.value import AS_IT_CAME, Ambiguous, AtThisBatch, Mixes, NumberOfRows, Unsupported, Value
 from burnish.errors import CaptureError, GraphError
 from burnish.graph.node import Graph, input_node, weight
 from burnish.graph.verify import verify
 from burnish.inputs import Input
 
-SHARED = (
-    1 << 20
-)  # tables beyond this many bytes are shared with the module; every other weight is copied, so that training on changes nothing
+# tables beyond this many bytes are shared with the module; every other weight is copied, so that training on changes nothing
+SHARED = 1 << 20
+FREE = range(1, 1 << 62)  # the batches of a model that takes any
 WHOLE = ("linear.default", "scaled_dot_product_attention.default", "gru.input", "layer_norm.default", "rms_norm.default")
 DTYPES = {
     torch.float32: "float32", torch.float64: "float64", torch.int64: "int64", torch.int32: "int32", torch.bool: "bool",
@@ -44,9 +45,9 @@ DTYPES = {
 def capture_torch(model: Any, inputs: Any, *, check: bool = True) -> Graph:
     """See burnish.capture.capture."""
     program = isinstance(model, torch.export.ExportedProgram)
-    least, lead = 1, 0
+    batches, lead = FREE, 0
     if program:
-        least = _batch_range(model)
+        batches = batches_of(model)
         lead = model.call_spec.in_spec.child(0).num_children
         model = model.module()
     if not isinstance(model, torch.nn.Module):
@@ -60,21 +61,30 @@ def capture_torch(model: Any, inputs: Any, *, check: bool = True) -> Graph:
             def at(prime: int, caller: Caller = caller) -> Graph:
                 graph = verify(bounded(_translated(caller, prime)))
                 if check:
-                    _check(graph, caller, examples, least)
+                    _check(graph, caller, examples, batches)
                 return graph
 
             try:
-                return V.first_that_works(_primes(model, specs), at)
+                return V.first_that_works(_primes(model, specs, batches), at)
             except Untraceable as error:  # perhaps forward takes its inputs in another form
                 failed = failed or error
     assert failed is not None
     raise failed
 
 
-def _primes(model: torch.nn.Module, specs: Sequence[Input]) -> list[int]:
-    """Primes that divide no dimension of a weight or an input."""
+def _primes(model: torch.nn.Module, specs: Sequence[Input], batches: range) -> list[int]:
+    """Primes that divide no dimension of a weight or an input: of V.PRIMES, or the largest batches of a model that takes no such."""
     taken = {n for t in (*model.parameters(), *model.buffers()) for n in t.shape} | {n for spec in specs for n in spec.shape}
-    return [p for p in V.PRIMES if not any(n % p == 0 for n in taken if n)]
+    known = [p for p in V.PRIMES if p in batches] or [
+        n for n in reversed(batches) if n > 1 and all(n % k for k in range(2, math.isqrt(n) + 1))
+    ]
+    fitting = [p for p in known if not any(n % p == 0 for n in taken if n)]
+    if not fitting:
+        raise CaptureError(
+            f"the program takes at most {batches[-1]} rows, too few to tell rows from its other dimensions. Export it again with a larger "
+            'batch: torch.export.Dim("batch") without max'
+        )
+    return fitting
 
 
 @contextmanager
@@ -394,8 +404,8 @@ def _weight(name: str, tensor: torch.Tensor, shared: bool = False) -> Value:
     return Value(weight(name, array if shared else array.copy()), tuple(array.shape))
 
 
-def _batch_range(program: torch.export.ExportedProgram) -> int:
-    """The smallest batch a program takes; CaptureError when it takes only one."""
+def batches_of(program: torch.export.ExportedProgram) -> range:
+    """The batches a program takes; CaptureError when it takes only one."""
     values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in program.graph_signature.user_inputs]
     tensors = [v for v in values if isinstance(v, torch.Tensor) and v.dim()]
     for v in tensors:
@@ -406,11 +416,12 @@ def _batch_range(program: torch.export.ExportedProgram) -> int:
             )
     sizes: list[Any] = [v.shape[0] for v in tensors]
     symbols = {size.node.expr for size in sizes}
-    lows = [int(r.lower) for s, r in program.range_constraints.items() if s in symbols]
-    return max([1, *lows])
+    ranges = [r for s, r in program.range_constraints.items() if s in symbols]
+    highest = [int(r.upper) for r in ranges if r.upper.is_Integer]
+    return range(max([1, *(int(r.lower) for r in ranges)]), min([FREE[-1], *highest]) + 1)
 
 
-def _check(graph: Graph, caller: Caller, examples: Mapping[str, np.ndarray] | None, least: int) -> None:
+def _check(graph: Graph, caller: Caller, examples: Mapping[str, np.ndarray] | None, taken: range) -> None:
     def run(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         device = next((t.device for t in (*caller.parameters(), *caller.buffers())), torch.device("cpu"))
         try:
@@ -425,6 +436,6 @@ def _check(graph: Graph, caller: Caller, examples: Mapping[str, np.ndarray] | No
             ) from error
         return {name: tensor.cpu().numpy() for name, tensor in zip(caller.told.names, out)}
 
-    batches = [n for n in (1, 2, 37, 128) if n >= least]
+    batches = [n for n in BATCHES if n in taken]
     rows = example_rows(examples, batches[-1]) if examples else random_rows(graph.inputs, batches[-1])
     check_parity(graph, run, rows, batches)
