@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,35 @@ def build(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return Artifact(out, write_manifest(out, manifest), temporary)
+
+
+def add_programs(artifact: Artifact, isas: Sequence[str]) -> Artifact:
+    """The native artifact with a program for each further instruction set, behind those it has; the first that runs on a machine is used.
+
+    Programs share the text and the weights, so each costs a library. Those that this machine runs are held against the golden rows.
+    BuildError when the artifact is another backend's.
+    """
+    from burnish.backends.native import Native
+
+    held = artifact.manifest
+    if held.programs[0].backend != Native.name:
+        raise BuildError(f"only the native backend builds for several targets, and this artifact is {held.programs[0].backend}'s")
+    table, expected = artifact.golden()
+    native, programs = Native(), list(held.programs)
+    for isa in isas:
+        if isa in (program.target for program in programs):
+            continue
+        programs.append(native.again(artifact.path, programs[0], isa))
+        if Host.here().runs(isa):
+            engine = native.open(artifact.path, programs[-1], held.inputs, 1)
+            try:
+                got = engine.rows(table, held.golden.rows)
+            finally:
+                engine.close()
+            _agree(programs[-1], f" on {isa}", got, expected, (held.golden.tolerance, held.golden.mean_tolerance))
+    files = {**held.files, **{p.files[0]: digest(artifact.path / p.files[0]) for p in programs}}
+    artifact.manifest = write_manifest(artifact.path, msgspec.structs.replace(held, programs=tuple(programs), files=files))
+    return artifact
 
 
 def _tool(name: str, source: Any) -> Backend:

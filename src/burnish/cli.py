@@ -91,7 +91,10 @@ def compile_(
     out: Annotated[Path, typer.Option(help="Directory of the artifact.")],
     recipe: Annotated[str, typer.Option(help="A recipe's name, or a .toml or .json file.")] = "int8",
     backend: Annotated[str | None, typer.Option(help="native, onnxruntime, openvino, inductor, eager; default: the recipe's own.")] = None,
-    target: Annotated[str | None, typer.Option(help="Instruction set to build for; default: this machine's.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="avx2, aarch64-linux, ...; one artifact for all of several, separated by commas; default: this one."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -101,13 +104,33 @@ def compile_(
     from burnish.search.subject import CALIBRATION_ROWS
 
     refuse_foreign(out)
-    host = burnish.Host.target(target) if target else None
+    hosts = sorted((burnish.Host.target(name.strip()) for name in target.split(",")), key=_rank) if target else [None]
     graph, job = _captured(model)
     rows = job.rows("calibration", CALIBRATION_ROWS, graph.inputs).table if job and job.split_path("calibration") else None
     source = job.source if job else model
-    artifact = burnish.compile(graph, recipe, rows, backend, host, threads, source).save(out)
+    artifact = burnish.compile(graph, recipe, rows, backend, hosts[0], threads, source)
+    if len(hosts) > 1:
+        from burnish.build import add_programs
+
+        add_programs(artifact, [host.isa for host in hosts[1:] if host])
+    artifact.save(out)
     told = {"path": str(out), "backend": artifact.manifest.programs[0].backend, "weight_bytes": artifact.weight_bytes}
     _print_json(told) if as_json else print(f"{out}: {told['backend']}, {told['weight_bytes']:,} bytes of weights")
+
+
+@app.command(epilog="Example: burnish export out/ --to c --target aarch64-linux --out device/")
+def export(
+    directory: Directory,
+    out: Annotated[Path, typer.Option(help="A new or empty directory.")],
+    to: Annotated[str, typer.Option(help="c: a shared library, ranker.h, weights and an example.")] = "c",
+    target: Annotated[str | None, typer.Option(help="aarch64-linux, x86_64-linux, or an instruction set; default: this machine's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write an artifact as C for a device without Python."""
+    from burnish.export import export as run
+
+    told = run(artifact_in(directory), to, target, out)
+    _print_json(told) if as_json else print(f"{out}: {told['total_bytes']:,} bytes for {told['target']}; see {out / 'README.md'}")
 
 
 @app.command(epilog="Example: burnish bench out/ --vs onnxruntime,openvino,eager")
@@ -252,6 +275,13 @@ def _fail(sentence: str, code: int) -> int:
         traceback.print_exc()
     print(f"burnish: {sentence}{'' if sentence.endswith(('.', '?')) else '.'}", file=sys.stderr)
     return code
+
+
+def _rank(host: Any) -> int:
+    """Where a Host's instruction set stands among all: the most capable first."""
+    from burnish.host import ISAS
+
+    return list(ISAS).index(host.isa)
 
 
 def _captured(model: str) -> tuple[Graph, Job | None]:

@@ -26,6 +26,8 @@ ISAS: dict[str, tuple[str, frozenset[str]]] = {
     "neon": ("aarch64", frozenset({"asimd"})),
     "scalar": ("", frozenset()),
 }
+# what a system of that kind nearly always has: AVX2 since 2013, the dot products of Armv8.2 since 2018
+SYSTEMS = {"x86_64-linux": "avx2", "aarch64-linux": "dotprod"}
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -46,9 +48,10 @@ class Host(msgspec.Struct, frozen=True):
 
     @classmethod
     def target(cls, name: str) -> Host:
-        """A Host to generate code for: an instruction set of ISAS ("avx2", "dotprod", ...); BuildError for another name."""
+        """A Host to generate code for: an instruction set of ISAS ("avx2", ...) or one of SYSTEMS; BuildError for another name."""
+        name = SYSTEMS.get(name, name)
         if name not in ISAS:
-            raise BuildError(f"no target {name!r}. Use one of {', '.join(ISAS)}")
+            raise BuildError(f"no target {name!r}. Use one of {', '.join((*ISAS, *SYSTEMS))}")
         arch, flags = ISAS[name]
         return cls(cpu=name, arch=arch or _here().arch, cores=1, flags=tuple(sorted(flags)), cache_bytes=(32 << 10, 1 << 20))
 

@@ -16,7 +16,7 @@ def run(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-COMMANDS = ["optimize", "inspect", "compile", "bench", "serve", "plan", "verify", "report"]
+COMMANDS = ["optimize", "inspect", "compile", "export", "bench", "serve", "plan", "verify", "report"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

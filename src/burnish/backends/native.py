@@ -13,10 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from burnish.errors import ArtifactError, InputError
-from burnish.host import Host
+from burnish.host import ISAS, Host
 from burnish.inputs import Half, Input, check_array
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from burnish.graph.node import Graph
 
 ABI = 1
+SOURCE = "program/native/ranker.cpp"  # in an artifact; the same text for every instruction set
 
 
 class Native:
@@ -58,13 +60,22 @@ class Native:
         tables = {str(i): entry.nodes[0]["weight"].name for i, entry in enumerate(source.entries) if is_named_table(entry)}
         return Program(
             backend=self.name,
-            files=("program/native/ranker.so", "program/native/ranker.cpp", "weights.bin"),
+            files=("program/native/ranker.so", SOURCE, "weights.bin"),
             target=planned.isa,
             cpu_flags=planned.flags,
             weight_bytes=weight_bytes,
             arena_bytes=source.arena_bytes,
             facts={"tables": tables, "block_rows": planned.rows, "outputs": outputs_of(graph)},
         )
+
+    def again(self, directory: Path, program: Program, isa: str) -> Program:
+        """A built program compiled for another instruction set too, from the same text and beside it; both read the same weights."""
+        from burnish.native import toolchain
+
+        library = toolchain.build((directory / SOURCE).read_text(), isa, self.compiler)
+        name = f"program/native/{isa}.so"
+        shutil.copyfile(library, directory / name)
+        return msgspec.structs.replace(program, files=(name, *program.files[1:]), target=isa, cpu_flags=tuple(sorted(ISAS[isa][1])))
 
     def open(self, directory: Path, program: Program, inputs: tuple[Input, ...], threads: int) -> NativeEngine:
         """The engine of a built program; ArtifactError when this machine lacks an instruction it needs."""
@@ -74,7 +85,7 @@ class Native:
                 f"{directory} was compiled for {program.target}, and this machine lacks {', '.join(lacks)}. "
                 f"Compile it for this machine, or with --target {Host.here().isa}"
             )
-        return NativeEngine(Path(directory), inputs, program.facts, threads)
+        return NativeEngine(Path(directory), program, inputs, threads)
 
 
 def is_named_table(entry: Any) -> bool:
@@ -102,14 +113,15 @@ class NativeEngine:
     concurrent = True
     exact = True
 
-    def __init__(self, directory: Path, inputs: tuple[Input, ...], facts: dict[str, Any], threads: int = 1) -> None:
+    def __init__(self, directory: Path, program: Program, inputs: tuple[Input, ...], threads: int = 1) -> None:
+        facts = program.facts
         self.inputs = inputs
         self.weights = str(directory / "weights.bin")
         self.tables = facts["tables"]
         self.block = int(facts["block_rows"])
         self.outputs = [(o["name"], np.dtype(o["dtype"]), tuple(o["shape"])) for o in facts["outputs"]]
         self.halves = [half for spec in inputs for half in spec.halves]
-        self.library = _library(directory / "program" / "native" / "ranker.so")
+        self.library = _library(directory / program.files[0])
         self._score_rows, self._score_requests = self.library.ranker_rows, self.library.ranker_requests
         # bytes from row to row, 0 where one row stands for all
         self._rows_in = [(spec.name, row_bytes(spec.dtype, spec.shape)) for spec in inputs]

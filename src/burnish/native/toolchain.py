@@ -62,7 +62,10 @@ def compiler_name() -> str:
     return os.environ.get("BURNISH_CXX") or "zig"
 
 
-def command(isa: str, source: Path, out: Path, compiler: str | None = None, extra: Sequence[str] = ()) -> list[str]:
+STRIPPED = ("-s",)  # zig writes debug information otherwise, seven times as large as the code
+
+
+def command(isa: str, source: Path, out: Path, compiler: str | None = None, extra: Sequence[str] = STRIPPED) -> list[str]:
     """The compiler's command line for a program of one instruction set."""
     compiler = compiler or compiler_name()
     target, machine = TARGETS.get(isa, (NATIVE_SCALAR.get(platform.machine(), ""), ()))
@@ -81,7 +84,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "burnish"
 
 
-def build(text: str, isa: str, compiler: str | None = None, extra: Sequence[str] = ()) -> Path:
+def build(text: str, isa: str, compiler: str | None = None, extra: Sequence[str] = STRIPPED) -> Path:
     """The library of a program's text, from the cache when the same text was built before by the same compiler with the same flags."""
     compiler = compiler or compiler_name()
     sentence = missing(compiler)

@@ -1,0 +1,120 @@
+"""Artifacts for other machines: several programs in one, and exports that C programs use."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+import burnish
+from burnish.backends.native import Native
+from burnish.build import add_programs
+from burnish.errors import ArtifactError, BuildError
+from burnish.export import export
+from burnish.host import ISAS, Host
+from burnish.runtime.artifact import Artifact
+from burnish.testing.builders import rows
+from burnish.testing.models import dcn_v2
+
+LOADER = Path("/usr/aarch64-linux-gnu")
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    absent = Native().missing()
+    if absent:
+        pytest.skip(absent)
+    graph = dcn_v2(5, 7, 8, 2, (33, 17), 50)
+    made = burnish.compile(graph, "int8", rows(graph, 300, seed=9))
+    return made.save(tmp_path_factory.mktemp("artifact") / "ranker")
+
+
+def example_of(out: Path, compiler: list[str], runner: list[str]) -> dict[str, float]:
+    """What the exported example prints, built as its README says."""
+    flags = ["-O2", "-Wall", "-Wextra", "-Werror", "example.c", "-L.", "-lranker", "-lm", "-Wl,-rpath,$ORIGIN", "-o", "example"]
+    subprocess.run([*compiler, *flags], cwd=out, check=True)
+    done = subprocess.run([*runner, "./example"], cwd=out, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def test_an_export_for_this_machine_repeats_the_golden_rows_bit_for_bit(artifact: Artifact, tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("there is no cc here")
+    out = tmp_path / "device"
+    told = export(artifact.path, "c", None, out)
+    assert example_of(out, ["cc"], [])["difference"] == 0
+    assert told == json.loads((out / "export.json").read_text())
+    assert told["total_bytes"] == (out / "libranker.so").stat().st_size + (out / "weights.bin").stat().st_size
+    assert told["library_bytes"] < 300_000 and told["target"] == Host.here().isa
+    (out / "golden" / "input_1.bin").write_bytes(b"\xff" * (out / "golden" / "input_1.bin").stat().st_size)
+    done = subprocess.run(["./example"], cwd=out, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "row 0 has an id outside its table\n"
+
+
+def test_an_export_for_aarch64_is_compiled_from_what_the_artifact_holds(artifact: Artifact, tmp_path: Path) -> None:
+    if shutil.which("qemu-aarch64-static") is None or not LOADER.exists():
+        pytest.skip("aarch64 programs run under qemu: apt-get install qemu-user-static libc6-arm64-cross")
+    out = tmp_path / "device"
+    told = export(artifact.path, "c", "aarch64-linux", out)
+    assert told["target"] == "dotprod" and told["cpu_flags"] == ["asimd", "asimddp"]
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-gnu.2.17"]
+    said = example_of(out, compiler, ["qemu-aarch64-static", "-cpu", "neoverse-n1", "-L", str(LOADER)])
+    assert said["rows"] == 64 and said["difference"] < 1e-6  # the last linear's sum is float32
+
+
+def test_what_cannot_be_exported_is_refused_in_a_sentence(artifact: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"^no format 'tflite' to export to\. Use one of c"):
+        export(artifact.path, "tflite", None, tmp_path / "out")
+    with pytest.raises(BuildError, match=r"^no target 'z80'\. Use one of avx512bf16, .*aarch64-linux$"):
+        export(artifact.path, "c", "z80", tmp_path / "out")
+    with pytest.raises(BuildError, match=r"^cannot export to .*: it holds something\. Choose a new or empty directory$"):
+        export(artifact.path, "c", None, artifact.path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def several(artifact: Artifact, tmp_path: Path) -> Artifact:
+    """The artifact with programs for every instruction set of x86-64 below this machine's, and for aarch64."""
+    shutil.copytree(artifact.path, tmp_path / "several")
+    wanted = [isa for isa in ("avx512", "avx2", "scalar") if Host.here().runs(isa)] + ["dotprod"]
+    return add_programs(Artifact.read(tmp_path / "several"), wanted)
+
+
+def test_the_first_program_that_a_machine_runs_is_used(several: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    several = Artifact.read(several.path)
+    several.verify()
+    here = Host.here()
+    assert several.program == several.manifest.programs[0] and several.program.target == here.isa
+    table, golden = several.golden()
+    for program in several.manifest.programs:
+        if not here.runs(program.target):
+            continue
+        smaller = msgspec.structs.replace(here, flags=tuple(sorted(ISAS[program.target][1])))
+        monkeypatch.setattr(Host, "here", classmethod(lambda cls, host=smaller: host))
+        assert several.program.target == program.target
+        several.verify()
+        with burnish.load(several.path) as scorer:
+            np.testing.assert_allclose(scorer.rows(table), golden["score"].reshape(-1), atol=2e-6)
+
+
+def test_a_machine_that_runs_none_of_the_programs_is_told_what_it_lacks(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not artifact.manifest.programs[0].cpu_flags:
+        pytest.skip("this machine's program needs no flags")
+    bare = msgspec.structs.replace(Host.here(), flags=())
+    monkeypatch.setattr(Host, "here", classmethod(lambda cls: bare))
+    lacking = artifact.manifest.programs[0].cpu_flags[0]
+    with pytest.raises(ArtifactError, match=rf"lacks {lacking}, .*Compile it with target '"):
+        burnish.load(artifact.path)
+
+
+def test_programs_share_text_and_weights(several: Artifact) -> None:
+    files = [program.files for program in several.manifest.programs]
+    assert len({names[1:] for names in files}) == 1 and len({names[0] for names in files}) == len(files)
+    assert {name for names in files for name in names} <= set(several.manifest.files)
