@@ -164,7 +164,7 @@ def test_an_objective_nothing_meets_is_told_with_the_nearest_that_can_be_met(fin
     captured = capsys.readouterr()
     last = captured.err.splitlines()[-1]
     assert last.startswith("burnish: nothing meets p99 0.0005 ms at 16 candidates within the accuracy that must be kept: ")
-    assert "fp32 on onnxruntime comes nearest with p99 " in last
+    assert re.search(r"fp32 on onnxruntime( with 2 cores)? comes nearest with p99 ", last)  # which of them is a matter of microseconds
     assert last.endswith(" ms. Allow that, or give fewer candidates a request.")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["chosen"] is None

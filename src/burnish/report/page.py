@@ -220,7 +220,14 @@ def _trial(trial: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any
         ("Sample", [(name.capitalize(), number(quality[name])) for name in ("rows", "positives", "requests") if quality.get(name)]),
         ("One call at a time", [(n, time_of(latency[n])) for n in ("p50", "p99", "mean") if latency.get(n) is not None]),
         ("Under load", _load(load)),
-        ("Memory", [(n, size(trial[k])) for n, k in (("Weights", "weight_bytes"), ("Arena", "arena_bytes")) if trial.get(k) is not None]),
+        (
+            "Memory",
+            [
+                (n, size(trial[f"{n.lower()}_bytes"]))
+                for n in ("Weight", "Arena", "Resident")
+                if trial.get(f"{n.lower()}_bytes") is not None
+            ],
+        ),
     ]
     if latency.get("count"):
         groups[3][1].append(("Calls", number(latency["count"])))

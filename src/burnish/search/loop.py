@@ -177,6 +177,9 @@ class _Search:
         plan = Plan(chosen, decide.sentences(self.job, states, chosen, peer, ratios, needs), ratios, needs)
         self.tell(Progress(0.98, "the artifact and the report"))
         artifact = self._keep(out / "artifact", chosen)
+        grown = self._step(f"memory {chosen.id}", None, lambda *_: steps.resident(artifact.path)).result
+        plan = msgspec.structs.replace(plan, chosen=_with_memory(chosen, grown))
+        states = tuple(plan.chosen if t.id == chosen.id else t for t in states)
         reused = self._finish(out, states, plan, compared)
         return Result(plan, states, artifact, reused)
 
@@ -312,6 +315,10 @@ class _Search:
     def _done(self, trial: Trial, step: int) -> float:
         per_trial = 0.8 / len(self.space)
         return 0.1 + per_trial * (self.space.index(trial) + step / len(steps.STEPS))
+
+
+def _with_memory(trial: Trial, grown: dict[str, Any]) -> Trial:
+    return msgspec.structs.replace(trial, measured=msgspec.structs.replace(trial.measured, **grown))
 
 
 def _with_latency(trial: Trial, found: dict[str, Any] | None) -> Trial:

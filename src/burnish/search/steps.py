@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from burnish.measure import latency, load, queueing
+from burnish.errors import MeasureError
+from burnish.measure import latency, load, memory, queueing
 from burnish.measure.quality import compare, gate
 from burnish.runtime.artifact import difference
 from burnish.runtime.scorer import Scorer
@@ -227,3 +229,11 @@ def _judged(subject: Subject, scores: np.ndarray, whole: bool) -> dict[str, Any]
     if verdict.outcome == "rejected" or (whole and verdict.outcome != "accepted"):
         raise TurnedDown(verdict.sentence, result)
     return result
+
+
+def resident(artifact: Path) -> dict[str, Any]:
+    """What a fresh process grows by when it opens the artifact and scores; nothing where the system does not say."""
+    try:
+        return {"resident_bytes": memory.resident(artifact).scored.pss}
+    except MeasureError:
+        return {}

@@ -89,6 +89,7 @@ def trial_row(trial: Trial, chosen: Trial | None) -> dict[str, Any]:
         "candidates_per_second_per_core": measured.candidates_per_second_per_core,
         "weight_bytes": measured.weight_bytes,
         "arena_bytes": measured.arena_bytes,
+        "resident_bytes": measured.resident_bytes,
         "load": measured.load,
         "seconds": trial.seconds,
     }

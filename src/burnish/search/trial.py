@@ -22,7 +22,8 @@ class Measurement(msgspec.Struct, frozen=True):
     """What is known of a built recipe; None where it was turned down before that was measured.
 
     `quality`: metric name -> Delta as a dictionary, with `rows`; `latency_us`: p50, p99, mean, count and `curve`, one call at a time;
-    `load`: the highest load that kept the objective: qps, p99_us, queries, valid.
+    `load`: the highest load that kept the objective: qps, p99_us, queries, valid; `resident_bytes`: how much a fresh process grows by
+    opening the artifact and scoring, measured of the chosen one.
     """
 
     weight_bytes: int | None = None
@@ -31,6 +32,7 @@ class Measurement(msgspec.Struct, frozen=True):
     latency_us: dict[str, Any] | None = None
     candidates_per_second_per_core: float | None = None
     load: dict[str, Any] | None = None
+    resident_bytes: int | None = None
 
 
 class Trial(msgspec.Struct, frozen=True):
