@@ -126,9 +126,9 @@ class BackendCases:
         with burnish.load(tmp_path / "ranker", verify=True) as scorer:
             for n in BATCHES:
                 table = one_request(graph, rows(graph, n, seed=n))
-                scores, want = scorer.rows(table), interpret(graph, table)
+                scores, want = np.asarray(scorer.rows(table)), interpret(graph, table)
                 self.agree({"score": scores}, want, f"the loaded artifact, {n} rows")
-                self.agree({"score": scorer(*as_request(graph, table))}, want, f"the loaded artifact, {n} candidates")
+                self.agree({"score": np.asarray(scorer(*as_request(graph, table)))}, want, f"the loaded artifact, {n} candidates")
                 np.testing.assert_array_equal(scorer.rows(table), scores)
 
     def compile(self, graph: Graph, backend: Backend) -> Artifact:
