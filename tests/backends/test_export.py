@@ -69,6 +69,28 @@ def test_an_export_for_aarch64_is_compiled_from_what_the_artifact_holds(artifact
     assert said["rows"] == 64 and said["difference"] < 1e-6  # the last linear's sum is float32
 
 
+@pytest.mark.parametrize(
+    ("target", "arch", "cpu", "lacking"),
+    [("i8mm", "aarch64", "neoverse-n1", "i8mm"), ("dotprod", "aarch64", "cortex-a72", "asimddp"), ("avx2", "x86_64", "Nehalem", "avx2")],
+)
+def test_a_library_refuses_a_machine_that_lacks_its_instructions(
+    target: str, arch: str, cpu: str, lacking: str, artifact: Artifact, tmp_path: Path
+) -> None:
+    """By the name of one, from C alone, before it would meet it."""
+    if shutil.which(f"qemu-{arch}-static") is None or not LOADER.exists():
+        pytest.skip("machines without an instruction are qemu's: apt-get install qemu-user-static libc6-arm64-cross")
+    if arch == "x86_64" and Host.here().arch != arch:
+        pytest.skip("x86-64 programs need its loader")
+    out = tmp_path / "device"
+    export(artifact.path, "c", target, out)
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-gnu.2.17"]
+    flags = ["-O2", "example.c", "-L.", "-lranker", "-lm", "-Wl,-rpath,$ORIGIN", "-o", "example"]
+    subprocess.run([*compiler, *flags], cwd=out, check=True)
+    system = ["-L", str(LOADER)] if arch == "aarch64" else []
+    done = subprocess.run([f"qemu-{arch}-static", "-cpu", cpu, *system, "./example"], cwd=out, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"this machine lacks {lacking}")
+
+
 def test_what_cannot_be_exported_is_refused_in_a_sentence(artifact: Artifact, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"^no format 'tflite' to export to\. Use one of c"):
         export(artifact.path, "tflite", None, tmp_path / "out")

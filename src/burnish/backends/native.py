@@ -201,6 +201,7 @@ class NativeEngine:
         handle = self.library.ranker_open(self.weights.encode(), ctypes.byref(error))
         if not handle:
             sentence = {
+                6: f"the program beside {self.weights} needs instructions that this machine lacks. Compile it for this machine",
                 3: f"{self.weights} cannot be opened. Is the artifact whole?",
                 4: f"{self.weights} was not packed for the program beside it, or is cut short. Compile the artifact again",
             }.get(error.value, f"no memory for the arena of {self.weights}")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from importlib import resources
 
 from burnish.graph.node import Graph
-from burnish.native import pack
+from burnish.native import machine, pack
 from burnish.native.code import Code, Entry
-from burnish.native.kernels import lookup, table, vector
+from burnish.native.kernels import lookup, table
 from burnish.native.plan import ALIGN, CTYPES, SIZES, SLACK, Plan, Step, size
 
 
@@ -49,15 +49,17 @@ struct ranker {
 };
 """
 
-FACE = r"""
+PUBLIC = """
 #define PUBLIC extern "C" __attribute__((visibility("default")))
+"""
+
+FACE = r"""
 PUBLIC int ranker_abi(void) { return RANKER_ABI; }
 PUBLIC const char *ranker_describe(void) { return DESCRIPTION; }
 PUBLIC size_t ranker_arena_bytes(void) { return ARENA; }
 PUBLIC const ranker_fault_t *ranker_fault(const ranker *r) { return &r->fault; }
 static void unmap(char *map, size_t bytes) { munmap(map, bytes); }
-PUBLIC ranker *ranker_open(const char *path, int *error) {
-  int unheard, &code = error ? *error : unheard;
+static __attribute__((noinline)) ranker *opened(const char *path, int &code) {
   code = RANKER_CANNOT_OPEN;
   const int file = open(path, O_RDONLY | O_CLOEXEC);
   if (file < 0) return nullptr;
@@ -107,6 +109,11 @@ PUBLIC ranker *ranker_open(const char *path, int *error) {
   }
   code = RANKER_OK;
   return r;
+}
+PUBLIC PLAIN ranker *ranker_open(const char *path, int *error) {
+  int unheard, &code = error ? *error : unheard;
+  code = RANKER_LACKS_INSTRUCTIONS;
+  return ranker_lacks() ? nullptr : opened(path, code);
 }
 PUBLIC void ranker_close(ranker *r) {
   if (!r) return;
@@ -183,7 +190,7 @@ def emit(plan: Plan) -> Source:
         f"#define ARENA {arena}",
         f"#define PACK_VERSION {pack.VERSION}",
         f"static const signed char SIGNATURE[16] = {{{signature}}};",
-        vector.isa_macros(),
+        machine.macros(),
         f'static const char DESCRIPTION[] = {json.dumps(told)} ", \\"isa\\": \\"" ISA "\\", \\"flags\\": [" FLAGS "]}}";',
     ]
     model = "\n".join([*code.lines, "".join(sides) + outputs])
@@ -194,7 +201,7 @@ def emit(plan: Plan) -> Source:
             "#include <fcntl.h>\n#include <stdlib.h>\n#include <sys/mman.h>\n#include <sys/stat.h>\n#include <unistd.h>",
             *constants,
             table.TEMPLATES[0] + HEAD + "".join(table.TEMPLATES[1:]),
-            model + FACE,
+            model + PUBLIC + machine.LACKS + FACE,
         ]
     )
     return Source(text, model, entries, arena)

@@ -23,7 +23,8 @@ enum {
   RANKER_BAD_INPUT = 2,   /* an id beyond the bound that its input declares: see ranker_fault */
   RANKER_CANNOT_OPEN = 3, /* no such file, or it cannot be mapped */
   RANKER_NOT_ITS_WEIGHTS = 4, /* the file was packed for another program, or is cut short */
-  RANKER_NO_MEMORY = 5
+  RANKER_NO_MEMORY = 5,
+  RANKER_LACKS_INSTRUCTIONS = 6 /* the CPU: see ranker_lacks */
 };
 
 typedef struct ranker ranker;
@@ -39,6 +40,7 @@ typedef struct {
 int ranker_abi(void);                 /* RANKER_ABI of the library */
 const char *ranker_describe(void);    /* JSON: inputs, outputs, instruction set, rows of a block */
 size_t ranker_arena_bytes(void);
+const char *ranker_lacks(void);       /* null, or a CPU flag (as in /proc/cpuinfo) that the library needs and this machine lacks */
 
 /* Maps the packed weights; null on failure, with one of the codes above in *error (which may be null). */
 ranker *ranker_open(const char *weights, int *error);

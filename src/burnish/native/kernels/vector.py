@@ -8,19 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from burnish.host import ISAS
-
-# instruction set -> what a compiler defines when it may use it
-DEFINED = {
-    "avx512bf16": "__AVX512BF16__",
-    "avx512vnni": "__AVX512VNNI__",
-    "avx512": "__AVX512F__",
-    "avx2": "__AVX2__",
-    "i8mm": "__ARM_FEATURE_MATMUL_INT8",
-    "dotprod": "__ARM_FEATURE_DOTPROD",
-    "neon": "__ARM_NEON",
-}
-
 TEMPLATE = r"""
 #include <math.h>
 #include <stddef.h>
@@ -337,15 +324,6 @@ INL V<uint8_t> quantize(F x, F multiplier, F low, F high, I zero_point) {
   return to<uint8_t>(bits_of(t + 12582912.f) + zero_point);
 }
 """
-
-
-def isa_macros() -> str:
-    """Text that defines ISA, the name of the instruction set that the text is compiled for, and FLAGS, the CPU flags it needs."""
-    lines: list[str] = []
-    for isa, macro in DEFINED.items():
-        flags = ", ".join(f'\\"{flag}\\"' for flag in sorted(ISAS[isa][1]))
-        lines += [f"#{'elif' if lines else 'if'} defined({macro})", f'#define ISA "{isa}"', f'#define FLAGS "{flags}"']
-    return "\n".join([*lines, "#else", '#define ISA "scalar"', '#define FLAGS ""', "#endif"])
 
 
 def twin_exp(x: np.ndarray) -> np.ndarray:
