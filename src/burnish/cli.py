@@ -171,8 +171,8 @@ def serve(
 
     path = artifact_in(directory)
     name = name or directory.resolve().name
-    ports = {"http": http, "grpc": grpc, "metrics": metrics}
-    run(path, **ports, host=host, workers=workers, name=name, deadline_ms=deadline_ms, admin=admin)
+    listen: dict[str, Any] = {"http": http, "grpc": grpc, "metrics": metrics, "host": host}
+    run(path, **listen, workers=workers, name=name, deadline_ms=deadline_ms, admin=admin)
 
 
 @app.command(epilog="Example: burnish publish out/ ranker/")
