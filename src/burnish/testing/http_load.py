@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+CONNECTIONS = 512  # at most: a flood of new ones would overflow the kernel's queue, whose retries take seconds
+
 
 class Sent(msgspec.Struct, frozen=True):
     """What became of the requests of one run. Latencies (seconds, of requests that were answered 200) count from the intended start."""
@@ -18,6 +20,7 @@ class Sent(msgspec.Struct, frozen=True):
     statuses: dict[int, int]  # 0: the connection broke
     latencies: tuple[float, ...]
     seconds: float
+    broken: dict[str, int] = {}  # why
 
     @property
     def goodput(self) -> float:
@@ -35,7 +38,8 @@ def post(path: str, body: bytes, **headers: str) -> bytes:
 
 
 def send(host: str, port: int, request: bytes, qps: float, seconds: float, seed: int = 0) -> Sent:
-    """Send the same request `qps` times a second on average, each on a connection that is free or new; wait for every answer."""
+    """Send the same request `qps` times a second on average, each on a connection that is free or new; wait for every
+    answer."""
 
     async def run(client: _Client) -> None:
         starts = np.cumsum(np.random.default_rng(seed).exponential(1 / qps, round(qps * seconds)))
@@ -72,7 +76,7 @@ def _sent(host: str, port: int, request: bytes, run: Callable[[_Client], Corouti
         await run(client)
         took = time.perf_counter() - began
         client.close()
-        return Sent(dict(client.statuses), tuple(client.latencies), took)
+        return Sent(dict(client.statuses), tuple(client.latencies), took, dict(client.broken))
 
     return asyncio.run(main())
 
@@ -83,10 +87,16 @@ class _Client:
     def __init__(self, host: str, port: int, request: bytes) -> None:
         self.host, self.port, self.request = host, port, request
         self.statuses: Counter[int] = Counter()
+        self.broken: Counter[str] = Counter()
         self.latencies: list[float] = []
+        self._may = asyncio.Semaphore(CONNECTIONS)
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def ask(self, intended: float) -> None:
+        async with self._may:
+            await self._ask(intended)
+
+    async def _ask(self, intended: float) -> None:
         try:
             reader, writer = self._free.pop() if self._free else await asyncio.open_connection(self.host, self.port)
             writer.write(self.request)
@@ -94,8 +104,9 @@ class _Client:
             lower = head.lower()
             length = lower.index(b"\r\ncontent-length:") + 17  # not inference-header-content-length
             await reader.readexactly(int(lower[length : lower.index(b"\r\n", length)]))
-        except (OSError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError) as error:
             self.statuses[0] += 1
+            self.broken[repr(error)] += 1
             return
         status = int(head[9:12])
         self.statuses[status] += 1
