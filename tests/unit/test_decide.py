@@ -129,3 +129,10 @@ def test_where_the_model_as_it_came_is_chosen_the_fastest_that_failed_is_named()
 )
 def test_an_objective_that_nothing_meets_is_told_with_the_nearest(trials, sentence):
     assert decide.nearest(trials, JOB) == sentence
+
+
+def test_the_best_of_other_tools_is_the_fastest_of_the_run_that_compares_them():
+    slow, fast = trial("slow", backend="openvino"), trial("fast", backend="onnxruntime")
+    latencies = {"slow": {"candidates_per_second_per_core": 300.0}, "fast": {"candidates_per_second_per_core": 330.0}}
+    assert decide.fastest([slow, fast], latencies) is fast
+    assert decide.fastest([], latencies) is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from burnish.job import Job
@@ -11,6 +11,7 @@ from burnish.search.trial import Trial
 
 ALIKE = 0.05  # loads that differ by less are not told apart by runs of a few seconds
 FINALISTS = 2  # of ours that are loaded; the fastest alone need not carry the most load
+PEERS = 2  # of other tools' that are loaded and compared with side by side: their order beside the baseline is not yet sure
 
 
 def feasible(trials: Sequence[Trial]) -> list[Trial]:
@@ -45,6 +46,11 @@ def _speedup(trial: Trial) -> float:
 def peers(trials: Sequence[Trial]) -> list[Trial]:
     """Other tools' engines: not ours, and not the model as it came."""
     return [trial for trial in trials if trial.recipe.backend not in ("native", "eager")]
+
+
+def fastest(trials: Sequence[Trial], latencies: Mapping[str, Any]) -> Trial | None:
+    """The one with the most candidates a second and core in one interleaved run; None of none."""
+    return max(trials, key=lambda trial: latencies[trial.id]["candidates_per_second_per_core"], default=None)
 
 
 def nearest(trials: Sequence[Trial], job: Job) -> str:

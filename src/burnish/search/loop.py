@@ -146,32 +146,35 @@ class _Search:
         self.tell(Progress(done, f"{trial}: {found.name}, step {found.step:,} of {found.steps:,}, {lost}"))
 
     def _load(self) -> list[Trial]:
-        """The feasible trials that were loaded and kept the objective: the fastest, the best peer, and the baseline beside them."""
+        """The feasible trials that were loaded and kept the objective: the fastest, the best peers, and the baseline beside them."""
         while True:
             states = self.trials()
             passed = decide.feasible(states)
-            wanted = passed[: decide.FINALISTS] + decide.peers(passed)[:1]
+            wanted = passed[: decide.FINALISTS] + decide.peers(passed)[: decide.PEERS]
             wanted += [t for t in passed if t.id == BASELINE.id]
             new = [t for t in wanted if self.journal.find("load", t.id) is None]
             if not new:
                 return [t for t in passed if t.measured.load]
             # what trials took beyond their share comes out of the load tests, so that the budget is kept
-            left = (self.budget - self.seconds - 3 * self.effort.compare) / len(new)
-            self.effort = self.effort.with_load(min(self.effort.load, left))
+            shares = {t.id: 2 if t.id == BASELINE.id else 1 for t in new}  # the slower an engine, the longer until p99 has enough queries
+            left = (self.budget - self.seconds - (2 + decide.PEERS) * self.effort.compare) / sum(shares.values())
+            share = min(self.effort.load, left)
             for trial in new:
+                effort = self.effort.with_load(share * shares[trial.id])
                 self.tell(Progress(0.9, f"{decide.named(trial)}: the highest load that keeps p99 {self.job.objective.p99_ms:g} ms"))
-                self._step("load", trial, steps.highest_load)
+                self._step("load", trial, lambda subject, t, _, effort=effort: steps.highest_load(subject, t, effort))
 
     def _chosen(self, out: Path, chosen: Trial) -> Result:
         states = self.trials()
         baseline = states[0]
-        peer = next(iter(decide.peers(decide.feasible(states))), None)
-        others = {t.id: t for t in (peer, baseline) if t is not None and t.id != chosen.id}
-        self.tell(Progress(0.95, "the chosen one, the baseline and the best other tool, side by side"))
+        peers = decide.peers(decide.feasible(states))[: decide.PEERS]
+        others = {t.id: t for t in (*peers, baseline) if t.id != chosen.id}
+        self.tell(Progress(0.95, "the chosen one, the baseline and the best other tools, side by side"))
         name = f"compare {' '.join([chosen.id, *sorted(others)])}"
         compared = self._step(name, None, lambda *_: steps.side_by_side(self.subject, [chosen, *others.values()], self.effort)).result
         states = tuple(_with_latency(t, compared["latencies"].get(t.id)) for t in states)
         chosen, baseline = (next(t for t in states if t.id == name) for name in (chosen.id, BASELINE.id))
+        peer = decide.fastest(peers, compared["latencies"])
         ratios = decide.ratios(chosen, peer, compared, baseline, self.job)
         needs = self._capacity(chosen, compared["service_us"])
         plan = Plan(chosen, decide.sentences(self.job, states, chosen, peer, ratios, needs), ratios, needs)
@@ -309,7 +312,7 @@ class _Search:
             sum(line.seconds for line in self.journal.lines if line.trial == t.id) for t in self.space if self.journal.find("build", t.id)
         ]
         each = statistics.median(tried) if tried else 0.0
-        last = (decide.FINALISTS + 2) * self.effort.load + 3 * self.effort.compare
+        last = (decide.FINALISTS + decide.PEERS + 2) * self.effort.load + (2 + decide.PEERS) * self.effort.compare
         return self.seconds + each + last > self.budget
 
     def _done(self, trial: Trial, step: int) -> float:
