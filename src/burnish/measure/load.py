@@ -201,8 +201,8 @@ def peak(
         # LoadGen's rule needs so many queries even without a miss; and a queue needs time to grow as long as it will
         return max(wanted, 1.2 * calls_needed(99) / qps, 20 * p99_us / 1e6)
 
-    def holds(qps: float, wanted: float) -> bool:
-        for _ in range(2):  # a fault of the machine says nothing about the load: once more
+    def holds(qps: float, wanted: float, tries: int = 1) -> bool:
+        for _ in range(tries):  # a fault of the machine says nothing about the load
             tried.append(server(calls, traffic, qps, seconds_for(qps, wanted), p99_us, seed=seed + len(tried)))
             if tried[-1].cause not in MACHINE:
                 break
@@ -214,7 +214,7 @@ def peak(
         return Peak(0.0, None, (), f"no load keeps p99: {told}")
     low, high, load = 0.0, capacity, min(expected, 0.95 * capacity)
     while high - low > precision * high and end - time.monotonic() > seconds_for(load, seconds) + seconds_for(load, confirm_seconds):
-        if holds(load, seconds):
+        if holds(load, seconds, tries=2):
             low = load
         else:
             high = load
