@@ -189,7 +189,8 @@ def peak(
     """The highest load whose p99 stays within `p99_us`, to `precision`, found within about `budget_seconds`.
 
     Where to look comes from the queue simulated with measured service times; short runs then narrow it down, and a long one confirms
-    it. When the long run fails, the load is lowered, in steps that double from `precision` on, until one holds or the time is spent.
+    it. When the long run fails, the load is lowered, in steps that double from `precision` on, until one holds, and
+    raised again by halves towards the load that did not, while there is time.
     """
     calls = list(call) if isinstance(call, Sequence) else [call] * (servers or 1)
     end = time.monotonic() + budget_seconds
@@ -220,13 +221,20 @@ def peak(
             high = load
         # small steps around what the simulation expects, until both ends are known
         load = (low + high) / 2 if low and high < capacity else min(low * 1.1, (low + capacity) / 2) if low else 0.8 * high
-    low, step = low or load, precision
-    while end - time.monotonic() > 0:
-        if holds(low, confirm_seconds):
+    best: LoadResult | None = None
+    wanted, failed, step = low or load, high, precision
+    while end - time.monotonic() > (seconds_for(wanted, confirm_seconds) if best else 0):
+        if holds(wanted, confirm_seconds):
             best = tried[-1]
-            told = f"{low:,.0f} queries per second keep p99 at {best.p99_us:,.0f} us, within {p99_us:,.0f} us ({best.queries:,} queries)"
-            return Peak(low, best, tuple(tried), told)
-        low, step = low * (1 - step), min(0.5, 2 * step)
+            if failed - wanted <= precision * failed or wanted == low:
+                break
+        else:
+            failed = wanted
+        below = best.qps if best else failed * (1 - step)
+        wanted, step = (below + failed) / 2 if best else below, min(0.5, 2 * step)
+    if best:
+        told = f"{best.qps:,.0f} queries per second keep p99 at {best.p99_us:,.0f} us, within {p99_us:,.0f} us ({best.queries:,} queries)"
+        return Peak(best.qps, best, tuple(tried), told)
     last = tried[-1].reason if tried else f"{budget_seconds:.0f} s are too short for one run"
     return Peak(0.0, None, tuple(tried), f"no load was found that keeps p99 within {p99_us:,.0f} us; the last run: {last}")
 
