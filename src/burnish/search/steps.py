@@ -107,8 +107,9 @@ def original(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
 def highest_load(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
     """The highest Poisson load whose p99 stays within the objective.
 
-    Where no load test was valid and the fault was not the trial's (a machine too busy to run the generator beside the server, or too
-    little time), the load is that of the simulated queue, and `simulated` says so: such a fault must not decide between trials.
+    Where no load test was valid (a machine too busy to run the generator beside the server, or too little time to come down to a load that
+    holds), the load is that of the simulated queue, and `simulated` says so: such a fault must not decide between trials. A trial is turned
+    down for wrong answers, and when no load of the queue keeps p99.
     """
     p99_us = subject.job.objective.p99_ms * 1000
     with _opened(subject, trial) as scorer:
@@ -122,8 +123,7 @@ def highest_load(subject: Subject, trial: Trial, effort: Effort) -> dict[str, An
         )
         run = found.confirmed
         if run is None:
-            causes = {tried.cause for tried in found.tried}
-            if "wrong answers" in causes or (causes and not causes & {*load.MACHINE, "too few queries"}):
+            if any(tried.cause == "wrong answers" for tried in found.tried):
                 raise TurnedDown(found.sentence)
             alone = latency.quieted(
                 latency.measure({trial.id: scorer}, subject.traffic, effort.load / 4, rounds=1, threads=trial.recipe.threads)
