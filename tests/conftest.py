@@ -2,6 +2,10 @@
 
 import signal
 
-# A shell that starts the tests in the background lets them ignore Ctrl-C, and so does every process they start: tests of Ctrl-C would
-# wait for ever. With a handler set here, both are as they are at a terminal.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts() -> None:
+    """Ctrl-C is as at a terminal: a shell that starts the tests in the background lets them ignore it, and what a test calls may change it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
