@@ -29,11 +29,12 @@ def main() -> None:
     setting = f"{demo.name}, one core, microseconds a call, median of 10 rounds in turns (± half of the spread)."
     lines = [DOUBTS, "", "## Speed", "", setting]
     lines += [*_doc(speed), "", *speed.table(times), "", *_footer(options)]
+    options.out.write_text("\n".join(lines) + "\n")
     for subject in (demo, films):
         counts = f"{len(subject.labels):,} validation rows, {len(subject.calibration['ids']):,} calibration rows."
         lines += ["", f"## Accuracy: {subject.name}", "", counts]
         lines += [*_doc(accuracy), "", *accuracy.table(accuracy.measure(subject)), "", *_footer(options)]
-    options.out.write_text("\n".join(lines) + "\n")
+        options.out.write_text("\n".join(lines) + "\n")  # what is done is kept, should the rest be stopped
     print(options.out)
 
 
