@@ -36,10 +36,15 @@ def complete_journey(rows: int | None = None) -> Subject:
 
 def movielens(rows: int | None = None) -> Subject:
     """A small DCN-v2 on MovieLens-100K, which is authentic data; made on first use."""
-    folder, data = ROOT / "benchmarks" / "movielens", ROOT / "data" / "movielens"
+    make_movielens()
+    return _of_job("DCN-v2 on MovieLens-100K", ROOT / "benchmarks" / "movielens", rows)
+
+
+def make_movielens() -> None:
+    """The rows of MovieLens-100K and a DCN-v2 trained on them, where they are missing."""
+    data = ROOT / "data" / "movielens"
     if not (data / "dcn_v2.pt").exists():
-        _module(folder / "ranker.py").train(data)
-    return _of_job("DCN-v2 on MovieLens-100K", folder, rows)
+        _module(ROOT / "benchmarks" / "movielens" / "ranker.py").train(data)
 
 
 def _of_job(name: str, folder: Path, rows: int | None) -> Subject:
