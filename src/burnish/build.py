@@ -17,6 +17,7 @@ from burnish import recipe as recipes
 from burnish.backends import table as backends
 from burnish.backends.table import Backend, Engine, Program
 from burnish.capture.parity import random_rows
+from burnish.decided import decide
 from burnish.errors import BuildError, BurnishError
 from burnish.graph.interpret import interpret, interpret_request
 from burnish.graph.node import Graph
@@ -52,7 +53,7 @@ def compile(
     chosen = recipes.recipe(recipe, backend)
     if threads is not None:
         chosen = msgspec.structs.replace(chosen, threads=threads)
-    return build(graph, chosen, calibration, host, source, functools.partial(recipes.apply, training=training))
+    return build(graph, chosen, calibration, host, source, functools.partial(decide, training=training))
 
 
 def build(
@@ -61,9 +62,10 @@ def build(
     calibration: Mapping[str, np.ndarray] | None = None,
     host: Host | None = None,
     source: Any = None,
-    apply: Callable[[Graph, recipes.Recipe, Mapping[str, np.ndarray] | None], Graph] = recipes.apply,
+    apply: Callable[[Graph, recipes.Recipe, Mapping[str, np.ndarray] | None], tuple[Graph, recipes.Recipe]] = decide,
 ) -> Artifact:
-    """`compile` of a Recipe. `apply` is what applies it: a search keeps the graphs of steps that several recipes share."""
+    """`compile` of a Recipe. `apply` is what applies it, and says what it decided, which the manifest keeps: a search keeps the graphs of
+    steps that several recipes share."""
     tool = _tool(chosen.backend, source)
     if chosen.backend == "eager" and chosen.steps:
         raise BuildError(f"the backend eager runs the model as it came, so it takes the recipe original; met {recipes.describe(chosen)}")
@@ -76,7 +78,7 @@ def build(
     host = host or here
     if calibration is not None:
         rows_of(graph.inputs, calibration)
-    changed = apply(graph, chosen, calibration)
+    changed, decided = apply(graph, chosen, calibration)
     temporary = tempfile.TemporaryDirectory(prefix="burnish-")
     out = Path(temporary.name)
     program = tool.build(changed, host, out, chosen.threads)
@@ -102,7 +104,7 @@ def build(
     manifest = Manifest(
         inputs=graph.inputs,
         outputs=tuple(Output(name, str(outputs[name].dtype), outputs[name].shape[1:]) for name, _ in changed.outputs),
-        recipe=msgspec.to_builtins(chosen),
+        recipe=msgspec.to_builtins(decided),
         programs=(program,),
         host=host,
         golden=Golden(rows=len(next(iter(outputs.values()))), made_by=made_by, tolerance=worst, mean_tolerance=mean, exact=exact),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -23,6 +23,9 @@ from burnish.graph.verify import verify
 
 if TYPE_CHECKING:
     from burnish.train import Training
+
+
+Sizes = tuple[tuple[str, int], ...]  # of some places, by name
 
 
 class StepBase(msgspec.Struct, frozen=True, tag=True, tag_field="step", forbid_unknown_fields=True):
@@ -52,13 +55,14 @@ class Prune(StepBase, frozen=True):
     """Hidden neurons that others can stand in for are removed, and the linears behind them refitted (docs/pruning.md).
 
     By itself as many as an expected relative loss of AUC of `loss` allows; `keep` instead leaves that part of every layer with at least
-    `narrowest` neurons.
+    `narrowest` neurons, and `widths` says how many stay of each layer, by the name of its first linear's weight.
     """
 
     needs_rows: ClassVar[bool] = True
     loss: float = 0.00005
     keep: float | Literal["auto"] = "auto"
     narrowest: int = 32
+    widths: Sizes | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if self.keep != "auto" and not 0 < self.keep <= 1:
@@ -69,7 +73,7 @@ class LowRank(StepBase, frozen=True):
     """Linears with at least `narrowest` inputs and outputs become two narrow ones where that is cheaper (docs/pruning.md).
 
     Ranks by themselves as low as an expected relative loss of AUC of `loss` allows; `error` instead bounds the part of its output's
-    variance that each linear may lose, and `rank` gives every linear that rank.
+    variance that each linear may lose, `rank` gives every linear that rank, and `ranks` each its own, by the name of its weight.
     """
 
     needs_rows: ClassVar[bool] = True
@@ -77,6 +81,7 @@ class LowRank(StepBase, frozen=True):
     rank: int | Literal["auto"] = "auto"
     error: float | Literal["auto"] = "auto"
     narrowest: int = 32
+    ranks: Sizes | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if self.rank != "auto" and self.rank < 1:
@@ -98,7 +103,8 @@ class Int8(StepBase, frozen=True):
     they are quantized, the weights absorbing it: 0 not at all, 1 wholly. `rounding`: "auto" lets weights make up for one another's
     rounding errors where that helps. Each "auto" tries all and keeps what reconstructs the linear's output best. `weight_bits`: 4
     takes weights of -7 to 7, held in int8, 3 those of -3 to 3. `keep_poor`: leave linears that alone would bring the model's outputs below
-    30 dB signal to noise. `skip`: linears to leave, by their weight's name.
+    30 dB signal to noise. `skip`: linears to leave, by their weight's name. `schemes` says it all for each linear: rows of a kind and the
+    linears that share a quantization of their input, with one multiplier a channel ("channel") or one in all ("tensor"); others are left.
     """
 
     needs_rows: ClassVar[bool] = True
@@ -110,6 +116,7 @@ class Int8(StepBase, frozen=True):
     keep_poor: bool = True
     narrowest: int = 8
     skip: tuple[str, ...] = ()
+    schemes: tuple[tuple[str, ...], ...] | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if self.migration != "auto" and not 0 <= self.migration <= 1:
@@ -144,7 +151,8 @@ class Finetune(StepBase, frozen=True):
 class Qat(StepBase, frozen=True):
     """Instead of Int8: linears in int8 that learn in that arithmetic, from what Int8 would choose (docs/training.md).
 
-    `weight_bits`, `narrowest` and `skip` as in Int8, the others as in Finetune. Tables that were narrowed before it stay as they are.
+    `weight_bits`, `narrowest`, `skip` and `schemes` as in Int8, the others as in Finetune. Tables that were narrowed before it stay as
+    they are.
     """
 
     needs_rows: ClassVar[bool] = True
@@ -157,6 +165,7 @@ class Qat(StepBase, frozen=True):
     narrowest: int = 8
     skip: tuple[str, ...] = ()
     seed: int = 0
+    schemes: tuple[tuple[str, ...], ...] | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         _check_training(self)
@@ -172,10 +181,11 @@ class Int4Tables(StepBase, frozen=True):
 
 class MixedTables(StepBase, frozen=True):
     """Tables that are looked up hold int4 rows where that saves most for what it loses, int8 rows elsewhere; the int4 ones together may
-    expect to lose `loss` of AUC, relative (docs/quantization.md)."""
+    expect to lose `loss` of AUC, relative (docs/quantization.md). `int4` names them instead."""
 
     needs_rows: ClassVar[bool] = True
     loss: float = 0.00003
+    int4: tuple[str, ...] | Literal["auto"] = "auto"
 
 
 class Bf16Tables(StepBase, frozen=True):
@@ -296,9 +306,18 @@ def apply(graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | 
     `calibration`: input name -> array (rows, *shape), rows the model meets in use. `training`: the rows, and more, of steps that train.
     RecipeError when a step needs what is not given, and, with the step's name, when a step leaves a graph that breaks a rule.
     """
+    for _, _, after in walk(graph, recipe, calibration, training):
+        graph = after
+    return graph
+
+
+def walk(
+    graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | None = None, training: Training | None = None
+) -> Iterator[tuple[Step, Graph, Graph]]:
+    """`apply`, one step at a time: each with the graph before it and after it."""
     original = graph
     for step in recipe.steps:
-        name = type(step).__name__
+        name, before = type(step).__name__, graph
         if step.needs_rows and calibration is None:
             raise RecipeError(
                 f"step {name} of recipe {recipe.name or describe(recipe)!r} needs calibration rows and has none. "
@@ -315,7 +334,7 @@ def apply(graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | 
         except GraphError as error:
             told = recipe.name or describe(recipe)
             raise RecipeError(f"step {name} of recipe {told!r} left a graph that does not hold: {error}") from error
-    return graph
+        yield step, before, graph
 
 
 def describe(recipe: Recipe) -> str:

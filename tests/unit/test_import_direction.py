@@ -15,7 +15,7 @@ ROOT = Path(burnish.__file__).parent
 
 # Each part may import those before it. `quantize.affine` is arithmetic on arrays, known to the graph's interpreter.
 ORDER = (
-    "errors", "inputs", "host", "quantize.affine", "graph", "capture", "passes", "quantize", "recipe", "train", "native", "backends",
+    "errors", "inputs", "host", "quantize.affine", "graph", "capture", "passes", "quantize", "recipe", "train", "decided", "native", "backends",
     "runtime", "build", "rows", "job", "measure", "place", "report", "search", "terminal", "serve", "export", "testing", "cli",
 )  # fmt: skip
 

@@ -66,7 +66,7 @@ def test_a_recipe_in_toml_reads_like_one_written_by_hand(tmp_path):
         'name = "int8-naive"\nbackend = "onnxruntime"\nthreads = 1\n\n'
         '[[steps]]\nstep = "Tidy"\n\n[[steps]]\nstep = "Embeddings"\n\n[[steps]]\nstep = "Interactions"\n\n'
         '[[steps]]\nstep = "Int8"\nranges = "min-max"\nmigration = 0.0\nrounding = "nearest"\nbias_correction = false\n'
-        "weight_bits = 8\nkeep_poor = false\nnarrowest = 1\nskip = []\n"
+        'weight_bits = 8\nkeep_poor = false\nnarrowest = 1\nskip = []\nschemes = "auto"\n'
     )
     by_hand = tmp_path / "mine.toml"
     by_hand.write_text('[[steps]]\nstep = "Int8"\nskip = ["head.weight"]\n')

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from burnish.errors import RecipeError
 from burnish.graph.node import Graph
 from burnish.passes.evidence import Judge, Rows, macs
 
@@ -27,13 +28,26 @@ class Level:
 def shrink(graph: Graph, judging: Rows, budget: float, places: Sequence[Sequence[int]], made: Made) -> Graph:
     """Of all `made(sizes, False)`, a size for some places from the sizes of each, one of least cost whose loss is within the budget.
 
-    The sizes of a place are the largest first; they are tried one place alone, down to the first that loses too much. What was chosen
-    is made once more with all linears behind it refitted, and returned so if that loses less.
+    The sizes of a place are the largest first; they are tried one place alone, down to the first that loses too much.
     """
     judge, whole = Judge(graph, judging), macs(graph)
     levels = {i: _levels(sizes, budget, judge, whole, lambda size, i=i: made({i: size}, False)) for i, sizes in enumerate(places)}  # type: ignore[misc]
     best = spend(budget, whole, levels, lambda sizes: judge.loss(made(sizes, False)))
-    return min((made(best, refit) for refit in (False, True)), key=judge.loss) if best else graph
+    return better(judge, best, made) if best else graph
+
+
+def at_sizes(graph: Graph, judging: Rows, given: Sequence[tuple[str, int]], names: Sequence[str], made: Made) -> Graph:
+    """The graph with the places called so shrunk to the sizes given, the others whole. RecipeError for a name that no place has."""
+    place = {name: i for i, name in enumerate(names)}
+    for name, _ in given:
+        if name not in place:
+            raise RecipeError(f"a size is given for {name!r}, and nothing there can shrink; what can is {', '.join(names) or 'nothing'}")
+    return better(Judge(graph, judging), {place[name]: size for name, size in given}, made) if given else graph
+
+
+def better(judge: Judge, sizes: Sizes, made: Made) -> Graph:
+    """The graph with those sizes, with or without all linears behind them refitted, whichever loses less."""
+    return min((made(sizes, refit) for refit in (False, True)), key=judge.loss)
 
 
 def _levels(sizes: Sequence[int], budget: float, judge: Judge, whole: float, made: Callable[[int], Graph]) -> list[Level]:

@@ -8,7 +8,7 @@ The mean of what is cut off goes into the bias.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,9 +16,9 @@ import numpy as np
 from burnish.graph.interpret import constant
 from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import Op
-from burnish.passes.budget import Sizes, shrink
+from burnish.passes.budget import Sizes, at_sizes, shrink
 from burnish.passes.evidence import Rows, macs, moments, split
-from burnish.passes.refit import followed, is_plain, weight_name
+from burnish.passes.refit import followed, is_plain, weight_name, weight_names
 
 LEAST = 32  # inputs and outputs of a linear below which two products are no cheaper than one
 WIDEST = 8192  # inputs; above, the covariance alone would take half a gigabyte
@@ -50,13 +50,20 @@ class Factors:
 
 
 def low_rank(
-    graph: Graph, calibration: Rows, loss: float = 0.0002, rank: int | str = "auto", error: float | str = "auto", narrowest: int = LEAST
+    graph: Graph,
+    calibration: Rows,
+    loss: float = 0.0002,
+    rank: int | str = "auto",
+    error: float | str = "auto",
+    narrowest: int = LEAST,
+    ranks: Sequence[tuple[str, int]] | str = "auto",
 ) -> Graph:
     """linear(x, W, b)  ->  linear(linear(x, U^T W), U, b'), where that is cheaper, for linears with `narrowest` inputs and outputs or more.
 
     1. By default ranks are chosen so that the model saves most at an expected relative loss of AUC of at most `loss` (evidence.Judge).
     2. `error` instead bounds what each linear by itself may lose, as a part of its output's variance.
     3. `rank` gives every linear that rank.
+    4. `ranks` gives each linear its own, by the name of its weight; those not named stay whole.
     What is cheaper is weighed a candidate, the request's share of a product being computed once (evidence.macs).
     RecipeError for fewer than 64 calibration rows, which are needed whatever is chosen.
     """
@@ -64,12 +71,14 @@ def low_rank(
     found = factors(graph, fit, narrowest)
     if rank != "auto" or error != "auto":
         whole = macs(graph)
-        ranks = [rank if isinstance(rank, int) else _rank_of(each, float(error)) for each in found]
-        return factored(graph, {each: r for each, r in zip(found, ranks) if macs(factored(graph, {each: r})) < whole}, fit)
+        wanted = [rank if isinstance(rank, int) else _rank_of(each, float(error)) for each in found]
+        return factored(graph, {each: r for each, r in zip(found, wanted) if macs(factored(graph, {each: r})) < whole}, fit)
 
     def made(sizes: Sizes, refit: bool) -> Graph:
         return factored(graph, {found[i]: size for i, size in sizes.items()}, fit if refit else None)
 
+    if not isinstance(ranks, str):
+        return at_sizes(graph, judging, ranks, weight_names([each.node for each in found]), made)
     return shrink(graph, judging, loss, [each.ranks() for each in found], made)
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from burnish.graph.interpret import constant
 from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import POINTWISE, REDUCE, Op
-from burnish.passes.budget import Sizes, shrink
+from burnish.passes.budget import Sizes, at_sizes, shrink
 from burnish.passes.evidence import Moments, Rows, moments, split
-from burnish.passes.refit import WIDEST, followed, is_plain, refitted, weight_name
+from burnish.passes.refit import WIDEST, followed, is_plain, refitted, weight_name, weight_names
 from burnish.passes.segments import bounds
 
 LEAST = 32  # neurons of a layer below which nothing is gained
@@ -61,11 +61,19 @@ class Layer:
         return sorted((n for n in tried if n < self.width), reverse=True)
 
 
-def prune(graph: Graph, calibration: Rows, loss: float = 0.00005, keep: float | str = "auto", narrowest: int = LEAST) -> Graph:
+def prune(
+    graph: Graph,
+    calibration: Rows,
+    loss: float = 0.00005,
+    keep: float | str = "auto",
+    narrowest: int = LEAST,
+    widths: Sequence[tuple[str, int]] | str = "auto",
+) -> Graph:
     """linear(f(linear(x, W, b)), V, c)  ->  linear(f(linear(x, W_S, b_S)), V', c'), S the neurons that stay; layers of `narrowest` or more.
 
     1. By default sizes are chosen so that the model saves most at an expected relative loss of AUC of at most `loss` (evidence.Judge).
     2. `keep` instead is the part of every layer that stays, rounded up to what kernels like.
+    3. `widths` instead says how many stay, by the name of the weight of a layer's first linear; layers not named stay whole.
     Layers are those that `layers` finds; sizes are multiples of 64 or 16. RecipeError for fewer than 64 calibration rows.
     """
     fit, judging = split(graph, calibration)
@@ -79,6 +87,8 @@ def prune(graph: Graph, calibration: Rows, loss: float = 0.00005, keep: float | 
         kept = {found[i]: np.sort(order[found[i]][-size:]) for i, size in sizes.items()}
         return pruned(graph, kept, seen, fit if refit else None)
 
+    if not isinstance(widths, str):
+        return at_sizes(graph, judging, widths, weight_names([layer.linears[0] for layer in found]), made)
     if not isinstance(keep, str):
         wanted = {i: [n for n in layer.sizes if n >= keep * layer.width] for i, layer in enumerate(found)}
         return made({i: sizes[-1] for i, sizes in wanted.items() if sizes}, True)

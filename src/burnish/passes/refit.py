@@ -7,6 +7,9 @@ the other.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import numpy as np
 
 from burnish.graph.interpret import constant
@@ -67,6 +70,16 @@ def followed(graph: Graph, node: Node, operands: tuple[Node, ...], start: np.nda
 def weight_name(node: Node) -> str:
     """The name of a LINEAR's weight."""
     return node.inputs[1]["weight"].name if node.inputs[1].op is Op.WEIGHT else "linear"
+
+
+def weight_names(nodes: Sequence[Node]) -> list[str]:
+    """The names of the LINEARs' weights, those that come again with ~2, ~3 behind."""
+    met: Counter[str] = Counter()
+    names = []
+    for name in map(weight_name, nodes):
+        met[name] += 1
+        names.append(name if met[name] == 1 else f"{name}~{met[name]}")
+    return names
 
 
 def is_plain(node: Node) -> bool:

@@ -8,6 +8,7 @@ channels of small values are stretched before they are rounded and their weights
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,13 +81,21 @@ class Choice:
         return float(-10 * np.log10(max(self.error, 1e-30)))
 
 
-def int8(graph: Graph, calibration: Mapping[str, np.ndarray], *, keep_poor: bool = True, **options: Any) -> Graph:
+def int8(
+    graph: Graph,
+    calibration: Mapping[str, np.ndarray],
+    *,
+    keep_poor: bool = True,
+    schemes: Sequence[Sequence[str]] | str = "auto",
+    **options: Any,
+) -> Graph:
     """linear(x, w, b)  ->  qlinear(quantize(x, multiplier), int8 w, scale, bias) for each linear of `choose(..., **options)`.
 
-    With `keep_poor` those are left that alone would bring the model's outputs below POOR_DB.
+    With `keep_poor` those are left that alone would bring the model's outputs below POOR_DB. `schemes` instead says which are int8, and
+    how (`choose`).
     """
-    choices = choose(graph, calibration, **options)
-    if keep_poor:
+    choices = choose(graph, calibration, schemes=schemes, **options)
+    if keep_poor and isinstance(schemes, str):
         choices = tuple(choice for choice, db in zip(choices, score_db(graph, choices, calibration)) if db >= POOR_DB)
     return quantized(graph, choices)
 
@@ -124,31 +133,65 @@ def choose(
     weight_bits: int = 8,
     narrowest: int = 8,
     skip: Sequence[str] = (),
+    schemes: Sequence[Sequence[str]] | str = "auto",
 ) -> tuple[Choice, ...]:
     """For each linear what, among all that `ranges`, `migration` and `rounding` allow, reconstructs its output best.
 
     With fewer `weight_bits` a weight is one of fewer whole numbers, still held in int8.
     Linears that read the same value share one scheme where that costs next to nothing.
+    With `schemes`, rows of (kind, linear, linear ...), the linears of a row share one that has one multiplier a channel (kind "channel") or
+    one in all ("tensor"); linears not named are left. RecipeError for a row that does not fit the graph.
     """
-    chosen = linears(graph, narrowest, skip)
+    named = None if isinstance(schemes, str) else _named(linears(graph, 1), schemes)
+    chosen = linears(graph, narrowest, skip) if named is None else [one for _, group in named for one in group]
     seen = observe(graph, [one.value for one in chosen], calibration)
-    groups: dict[Node, list[Linear]] = {}
-    for one in chosen:
-        groups.setdefault(one.value, []).append(one)
     kinds = RANGES if ranges == "auto" else (ranges,)
     degrees = MIGRATIONS if migration == "auto" else (float(migration),)
     limit = largest(weight_bits)
-    choices = {}
-    for value, group in groups.items():
-        observer = seen[value]
-        second = Second.of(observer.sample[0::2], observer.largest) if rounding == "auto" and value.shape[-1] <= WIDEST else None
-        best = _best(observer, group, kinds, degrees, second, bias_correction, limit)
+    choices: dict[str, Choice] = {}
+
+    @functools.cache
+    def second(value: Node) -> Second | None:
+        return Second.of(seen[value].sample[0::2], seen[value].largest) if rounding == "auto" and value.shape[-1] <= WIDEST else None
+
+    def best(group: list[Linear], degrees: Sequence[float]) -> list[Choice]:
+        value = group[0].value
+        return _best(seen[value], group, kinds, degrees, second(value), bias_correction, limit)
+
+    if named is not None:
+        for kind, group in named:
+            choices.update({c.linear.name: c for c in best(group, [d for d in MIGRATIONS if (d > 0) == (kind == "channel")])})
+        return tuple(choices[one.name] for one in chosen)
+    groups: dict[Node, list[Linear]] = {}
+    for one in chosen:
+        groups.setdefault(one.value, []).append(one)
+    for group in groups.values():
+        found = best(group, degrees)
         if len(group) > 1:
-            alone = [choice for one in group for choice in _best(observer, [one], kinds, degrees, second, bias_correction, limit)]
-            if sum(c.error for c in best) > SHARING_COSTS * sum(c.error for c in alone):
-                best = alone
-        choices.update({choice.linear.name: choice for choice in best})
+            alone = [choice for one in group for choice in best([one], degrees)]
+            if sum(c.error for c in found) > SHARING_COSTS * sum(c.error for c in alone):
+                found = alone
+        choices.update({choice.linear.name: choice for choice in found})
     return tuple(choices[one.name] for one in chosen)
+
+
+def _named(there: Sequence[Linear], schemes: Sequence[Sequence[str]]) -> list[tuple[str, list[Linear]]]:
+    """The linears of each row of `schemes`, with its kind."""
+    by_name = {one.name: one for one in there}
+    found = []
+    for row in schemes:
+        kind, names = row[0] if row else "", row[1:]
+        if kind not in ("channel", "tensor") or not names:
+            raise RecipeError(f'Int8 has the scheme {list(row)}. Give "channel" or "tensor", and the names of linears that share it')
+        for name in names:
+            if name not in by_name:
+                raise RecipeError(
+                    f"Int8 has a scheme for {name!r}, and no linear has a weight of that name; there are {', '.join(by_name) or 'none'}"
+                )
+        if len({by_name[name].value for name in names}) > 1:
+            raise RecipeError(f"Int8 has one scheme for {', '.join(names)}, which do not read the same value. Give each its own")
+        found.append((kind, [by_name[name] for name in names]))
+    return found
 
 
 def largest(weight_bits: int) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from burnish.errors import RecipeError
 from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import Op
 from burnish.graph.weights import pack_int4, to_bfloat16
@@ -35,26 +36,40 @@ def int4_tables(graph: Graph) -> Graph:
     return _narrow(graph, lambda node: node.shape[1] % 2 == 0, _int4)
 
 
-def mixed_tables(graph: Graph, calibration: Rows, loss: float = 0.00003) -> Graph:
-    """Like int8_tables, with int4 rows in those tables that save most bytes for what they lose.
+def mixed_tables(graph: Graph, calibration: Rows, loss: float = 0.00003, int4: Sequence[str] | str = "auto") -> Graph:
+    """Like int8_tables, with int4 rows in those tables that save most bytes for what they lose, or in those that `int4` names.
 
     The loss of a table is the expected relative loss of AUC (evidence.Judge) when it alone is int4; together they may lose `loss`, and
-    what was chosen is measured as a whole. RecipeError for fewer than 64 calibration rows.
+    what was chosen is measured as a whole. RecipeError for fewer than 64 calibration rows, and for a name that no such table has.
     """
+    if not isinstance(int4, str):
+        return _as_named(graph, int4)
     _, judging = split(graph, calibration)
     judge = Judge(graph, judging)
     int8 = {node: _int8(node) for node in _tables(graph, _has_scale)}
-    int4 = {node: _int4(node) for node in int8 if node.shape[1] % 2 == 0}
+    narrower = {node: _int4(node) for node in int8 if node.shape[1] % 2 == 0}
     whole = _bytes(int8.values())
 
     def alone(node: Node) -> Level:
-        return Level(4, whole - _bytes([int8[node]]) + _bytes([int4[node]]), judge.loss(_replaced(graph, {node: int4[node]})))
+        return Level(4, whole - _bytes([int8[node]]) + _bytes([narrower[node]]), judge.loss(_replaced(graph, {node: narrower[node]})))
 
     def together(sizes: Sizes) -> Graph:
-        return _replaced(graph, int8 | {node: narrow for i, (node, narrow) in enumerate(int4.items()) if i in sizes})
+        return _replaced(graph, int8 | {node: narrow for i, (node, narrow) in enumerate(narrower.items()) if i in sizes})
 
-    levels = {i: [alone(node)] for i, node in enumerate(int4)}
+    levels = {i: [alone(node)] for i, node in enumerate(narrower)}
     return together(spend(loss, whole, levels, lambda sizes: judge.loss(together(sizes))))
+
+
+def _as_named(graph: Graph, int4: Sequence[str]) -> Graph:
+    """int8 rows in each table but those named, which take int4 rows."""
+    tables = {node["weight"].name: node for node in _tables(graph, _has_scale)}
+    for name in int4:
+        if name not in tables or tables[name].shape[1] % 2:
+            even = ", ".join(name for name, node in tables.items() if node.shape[1] % 2 == 0)
+            raise RecipeError(
+                f"MixedTables is to give {name!r} int4 rows, and no table of even width has that name; there are {even or 'none'}"
+            )
+    return _replaced(graph, {node: _int4(node) if name in int4 else _int8(node) for name, node in tables.items()})
 
 
 def bf16_tables(graph: Graph) -> Graph:

@@ -38,7 +38,7 @@ class Subject:
     def __init__(self, job: Job, work: Path, model: Any) -> None:
         self.job, self.work, self.model = job, work, model
         self.trained: Callable[[TrainingProgress], object] = lambda _: None  # told how a training goes
-        self._calibrated: dict[tuple[Step, ...], Graph] = {}
+        self._calibrated: dict[tuple[Step, ...], tuple[Graph, Recipe]] = {}
 
     @cached_property
     def graph(self) -> Graph:
@@ -123,16 +123,18 @@ class Subject:
             return Artifact.read(path)
         return build(self.graph, recipe, self.calibration, source=self.job.source, apply=self._apply).save(path)
 
-    def _apply(self, graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | None) -> Graph:
-        """`recipe.apply`, with the graphs that calibration or training made kept: the int8 recipes begin alike, and those steps take
-        longest. What follows (narrow tables, which are large) is done again for each."""
-        from burnish.recipe import apply
+    def _apply(self, graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | None) -> tuple[Graph, Recipe]:
+        """`decide`, with the graphs that calibration or training made kept: the int8 recipes begin alike, and those steps take longest.
+        What follows (narrow tables, which are large) is done again for each."""
+        from burnish.decided import decide
 
         kept = max((i + 1 for i, step in enumerate(recipe.steps) if step.needs_rows or step.trains), default=0)
         first, rest = recipe.steps[:kept], recipe.steps[kept:]
         if first and first not in self._calibrated:
-            self._calibrated[first] = apply(graph, msgspec.structs.replace(recipe, steps=first), calibration, self.training)
-        return apply(self._calibrated[first] if first else graph, msgspec.structs.replace(recipe, steps=rest), calibration)
+            self._calibrated[first] = decide(graph, msgspec.structs.replace(recipe, steps=first), calibration, self.training)
+        changed, begun = self._calibrated[first] if first else (graph, msgspec.structs.replace(recipe, steps=()))
+        changed, ended = decide(changed, msgspec.structs.replace(recipe, steps=rest), calibration)
+        return changed, msgspec.structs.replace(recipe, steps=begun.steps + ended.steps)
 
     def score(self, scorer: Scorer, rows: int, start: int = 0) -> np.ndarray:
         """Scores of the validation rows from `start` to `rows`, of the output that the label judges."""

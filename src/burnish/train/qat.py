@@ -45,6 +45,7 @@ def qat(
     narrowest: int = 8,
     skip: Sequence[str] = (),
     seed: int = 0,
+    schemes: Sequence[Sequence[str]] | str = "auto",
 ) -> Graph:
     """The graph with its linears in int8, as ptq.int8 leaves it, after training in that arithmetic; linears too narrow train in float32.
 
@@ -52,7 +53,7 @@ def qat(
     """
     if any(node.op in (Op.QLINEAR, Op.QDOT) for node in graph.order):
         raise RecipeError("step Qat quantizes the linears itself, and a step before it has done so. Leave Int8 out of the recipe")
-    choices = choose(graph, calibration, weight_bits=weight_bits, narrowest=narrowest, skip=skip)
+    choices = choose(graph, calibration, weight_bits=weight_bits, narrowest=narrowest, skip=skip, schemes=schemes)
     start = quantized(graph, choices)
     twin = Twin(start, choices, largest(weight_bits))
     twin.learn(original, training, Settings(epochs, rate, batch, target, seed))
