@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import json
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from burnish import cli
 from burnish.backends.native import Native, NativeEngine
 from burnish.backends.table import Program
 from burnish.errors import ArtifactError, BuildError, InputError
@@ -19,6 +23,7 @@ from burnish.graph.node import Graph, Node, input_node, scalar, weight
 from burnish.graph.ops import Op
 from burnish.host import ISAS, Host
 from burnish.inputs import Input
+from burnish.native import floor
 from burnish.quantize.affine import quantize_rows
 from burnish.recipe import FactorRequest, Int8, Recipe, apply, recipe
 from burnish.testing.backend_cases import BackendCases, contiguous, opened
@@ -262,11 +267,29 @@ def test_code_for_aarch64_compiles_here(isa: str) -> None:
     assert toolchain.build(emit.emit(planned).text, isa, "zig").read_bytes()[18] == 0xB7  # ELF's machine: aarch64
 
 
-def test_the_floor_of_this_core_is_plausible() -> None:
-    from burnish.native import floor
-
-    found = floor.measure(rounds=3)
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if HERE.runs(isa)])
+def test_the_floor_of_this_core_is_plausible(isa: str) -> None:
+    found = floor.measure(isa, rounds=3)
     assert found.int8_macs > found.bf16_macs > 1e8 and found.fp32_macs > 1e8 and found.memory_bytes > 1e8
+    assert len(found.cache_bytes) == len(HERE.cache_bytes) and min(found.cache_bytes, default=1e9) > 1e8
+
+
+def test_the_floor_of_a_model_is_the_longer_of_products_and_bytes() -> None:
+    host = msgspec.structs.replace(HERE, cache_bytes=(1000, 10_000))
+    found = floor.Floor(host, "avx2", int8_macs=1e9, bf16_macs=5e8, fp32_macs=1e8, cache_bytes=(1e9, 1e8), memory_bytes=1e7)
+    assert found.us(1000, 500, "int8") == 1 and found.us(1000, 500, "fp32") == 10
+    assert found.us(1, 501, "int8") == pytest.approx(5.01), "more than half of the first level comes from the second"
+    assert found.us(1, 5001, "int8") == pytest.approx(500.1), "and more than half of the last from memory"
+
+
+def test_bench_prints_the_floor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floor, "measure", functools.partial(floor.measure, rounds=2))
+    assert cli.main(["bench", "--floor", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert list(content["gmacs"]) == ["int8", "bf16", "fp32"] and list(content["gbytes"])[-1] == "memory"
+    assert cli.main(["bench", "--floor"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"One core of {HERE.cpu}, {HERE.isa}" and len(told) == 1 + 3 + len(HERE.cache_bytes) + 1
 
 
 def test_tables_of_other_dtypes_are_looked_up(tmp_path: Path) -> None:
@@ -341,6 +364,12 @@ def test_weights_of_another_program_are_refused(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-64])
     with pytest.raises(ArtifactError, match=r"weights.bin was not packed for the program beside it, or is cut short"):
         Native().open(tmp_path / "a", program, graph.inputs, 1)
+    Native().build(graph, HERE, tmp_path / "a")
+    whole = weights.read_bytes()
+    for at in (40, 48, 53):  # where the first array lies, how many rows it has: beyond the file, its calls would read elsewhere
+        weights.write_bytes(whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :])
+        with pytest.raises(ArtifactError, match=r"weights.bin was not packed for the program beside it, or is cut short"):
+            Native().open(tmp_path / "a", program, graph.inputs, 1)
     weights.unlink()
     with pytest.raises(ArtifactError, match=r"weights.bin cannot be opened. Is the artifact whole\?"):
         Native().open(tmp_path / "a", program, graph.inputs, 1)

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import subprocess
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import pytest
 
 from burnish.backends.native import Native
 from burnish.graph.interpret import interpret
-from burnish.graph.node import Graph, Node
+from burnish.graph.node import Graph, Node, input_node, weight
 from burnish.graph.ops import Op
-from burnish.host import Host
+from burnish.host import ISAS, Host
+from burnish.inputs import Input
 from burnish.native import emit, pack, plan, toolchain
 from burnish.testing.builders import concat, rows
 from burnish.testing.cases import model_cases, op_cases
@@ -86,8 +88,18 @@ def every_op() -> Graph:
     return Graph({spec.name: spec for graph in cases.values() for spec in graph.inputs}.values(), {"all": whole})
 
 
+def overflowing() -> Graph:
+    """Sums, differences and products of integers beyond their range wrap, as numpy's do."""
+    ids = Input("ids", "int64", (5,), ("request", *["candidate"] * 4))
+    value = input_node(ids)
+    large = weight("large", np.full(5, 2**62, np.int64))
+    made = [Node(op, (Node(Op.MUL, (value, large)), large)) for op in (Op.ADD, Op.SUB, Op.MUL)]
+    return Graph((ids,), {"y": concat([*made, Node(Op.NEG, (Node(Op.MUL, (value, large)),))])})
+
+
 SANITIZED = {
     "every op": every_op(),
+    "integers that overflow": overflowing(),
     **{f"random graph {seed}": random_graph(seed) for seed in (100, 101, 102)},
     "din": model_cases()["din"],
     "dcn_v2 mixed columns": model_cases()["dcn_v2 mixed columns"],
@@ -116,3 +128,26 @@ def test_sanitizers_find_nothing(name: str, isa: str, sanitized_score: Path, tmp
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
         else:
             np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("isa", [isa for isa, (arch, _) in ISAS.items() if arch in (Host.here().arch, "")])
+def test_a_system_compiler_takes_the_text_of_every_instruction_set(isa: str, tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ here")
+    source = tmp_path / "ranker.cpp"
+    source.write_text(emit.emit(plan.make(model_cases()["dcn_v2"], Host.here(), isa)).text)
+    words = [word for word in toolchain.command(isa, source, tmp_path / "out", "g++", ()) if word != "-O3"]
+    done = subprocess.run([*words, "-fsyntax-only"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_little_fuzzing_finds_nothing() -> None:
+    """The short form of benchmarks/fuzz_native.py: a few graphs, all kinds of calls, through a Scorer under the sanitizers."""
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ here, whose sanitizers this test uses")
+    driver = Path(__file__).parents[2] / "benchmarks" / "fuzz_native.py"
+    done = subprocess.run([sys.executable, str(driver), "--minutes", "0.2", "--seed", "50"], capture_output=True, text=True)
+    if "did not start" in done.stderr:
+        pytest.skip("the sanitizers of this g++ cannot be loaded into Python")
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert json.loads(done.stdout[done.stdout.index("{\n") :])["cases"] > 20

@@ -231,3 +231,18 @@ def test_threads_are_at_least_one(scorer):
 def test_loading_nothing_says_so(tmp_path):
     with pytest.raises(ArtifactError, match="there is no artifact"):
         burnish.load(tmp_path / "nothing")
+
+
+def test_arrays_at_odd_addresses_are_copied_before_an_engine_sees_them(scorer, monkeypatch):
+    """As a view into a network buffer may be; the engines' loads would be undefined there. Found by fuzzing."""
+    met = []
+    rows_of_engine = InterpreterEngine.rows
+    monkeypatch.setattr(
+        InterpreterEngine, "rows", lambda self, table, n: met.extend(table.values()) or rows_of_engine(self, table, n), raising=True
+    )
+    given = table()
+    want = scorer.rows(given)
+    odd = {k: np.frombuffer(b"x" + v.tobytes(), np.uint8)[1:].view(v.dtype).reshape(v.shape) for k, v in given.items()}
+    assert not all(array.flags.aligned for array in odd.values())
+    np.testing.assert_array_equal(scorer.rows(odd), want)
+    assert met and all(array.flags.aligned and array.flags.c_contiguous for array in met)

@@ -80,12 +80,15 @@ static __attribute__((noinline)) ranker *opened(const char *path, int &code) {
   memcpy(&whole, map + 32, 8);
   bool fits = memcmp(map, "BURNISHW", 8) == 0 && version == PACK_VERSION && count == ARRAYS && memcmp(map + 16, SIGNATURE, 16) == 0 &&
               whole == bytes;
+  uint64_t next = (40 + 16 * ARRAYS + 63) / 64 * 64; // arrays lie one behind another, as pack.py writes them
   for (uint32_t i = 0; fits && i < ARRAYS; i++) {
-    uint64_t at;
+    uint64_t at, rows;
     memcpy(&at, map + 40 + 16 * i, 8);
-    fits = at < bytes;
+    memcpy(&rows, map + 48 + 16 * i, 8);
+    fits = at == next && rows <= bytes / ROW_BYTES[i];
+    if (fits) next = (at + rows * ROW_BYTES[i] + PACK_SLACK + 63) / 64 * 64;
   }
-  if (!fits) {
+  if (!fits || next != bytes) {
     unmap(map, bytes);
     code = RANKER_NOT_ITS_WEIGHTS;
     return nullptr;
@@ -189,6 +192,8 @@ def emit(plan: Plan) -> Source:
         f"#define SCRATCH {plan.arena_bytes}",
         f"#define ARENA {arena}",
         f"#define PACK_VERSION {pack.VERSION}",
+        f"#define PACK_SLACK {SLACK}",
+        f"static const uint64_t ROW_BYTES[] = {{{', '.join(str(pack.row_bytes(entry)) for entry in entries) or '1'}}};",
         f"static const signed char SIGNATURE[16] = {{{signature}}};",
         machine.macros(),
         f'static const char DESCRIPTION[] = {json.dumps(told)} ", \\"isa\\": \\"" ISA "\\", \\"flags\\": [" FLAGS "]}}";',

@@ -8,6 +8,7 @@ bytes  0..7   "BURNISHW"        8..11  format version      12..15  number of arr
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import struct
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from burnish.graph.ops import Op
 from burnish.graph.weights import to_bfloat16
 from burnish.native.code import Entry
 from burnish.native.kernels import linear
-from burnish.native.plan import ALIGN, SLACK
+from burnish.native.plan import ALIGN, SIZES, SLACK, ctype
 
 MAGIC = b"BURNISHW"
 VERSION = 2
@@ -92,6 +93,26 @@ def _shape(layout: str, node: Node) -> str:
     return f"{node.dtype} {node.shape[1:] if layout == 'table' else node.shape}"
 
 
+def row_bytes(entry: Entry) -> int:
+    """Bytes of one row of a packed array, by its layout and shape alone: with it a library finds whether the file's head is sound."""
+    node = entry.nodes[0] if entry.nodes else None
+    match entry.layout:
+        case "table" if node is not None and node.op is Op.WEIGHT:
+            array = node["weight"].array
+            return array.itemsize * math.prod(array.shape[1:])
+        case "plain" | "table" if node is not None:
+            return SIZES[ctype(node)] * math.prod(node.shape[1:])
+        case "few_f32" | "few_f16" | "few_u8" if node is not None:
+            return (1 if entry.layout == "few_u8" else 4) * (-(-node.shape[1] // 64) * 64)
+        case "zero_point_sums" if node is not None:
+            return 4 * node.shape[0]
+        case "bounds" if node is not None:
+            half = node["half"]
+            return np.dtype(half.dtype).itemsize * (half.shape[0] if half.shape else 1)
+        case layout:
+            return {"panels_u8": 1, "panels_bf16": 2}.get(layout, 4)
+
+
 def write(entries: Sequence[Entry], path: Path) -> int:
     """Pack the arrays into `path`; returns the file's bytes. Large tables are copied piece by piece."""
     head = struct.calcsize(HEAD) + 16 * len(entries)
@@ -100,12 +121,14 @@ def write(entries: Sequence[Entry], path: Path) -> int:
     with open(new, "wb") as out:
         for entry in entries:
             array = LAYOUTS[entry.layout](entry)
-            table.append((at, array.shape[0] if array.ndim else 1))
+            rows = array.shape[0] if array.ndim else 1
+            assert array.nbytes == rows * row_bytes(entry), entry  # the library refuses the file otherwise
+            table.append((at, rows))
             out.seek(at)
             if isinstance(array, np.memmap) and array.nbytes > CHUNK:
-                rows = max(1, CHUNK * len(array) // array.nbytes)
-                for start in range(0, len(array), rows):
-                    out.write(np.ascontiguousarray(array[start : start + rows]).data)
+                step = max(1, CHUNK * rows // array.nbytes)
+                for start in range(0, rows, step):
+                    out.write(np.ascontiguousarray(array[start : start + step]).data)
             else:
                 out.write(np.ascontiguousarray(array).tobytes())
             at = _up(at + array.nbytes + SLACK)

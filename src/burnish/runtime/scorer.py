@@ -128,7 +128,7 @@ class _Expected:
             self.limit = limit.reshape(-1, *[1] * (len(half.shape) - 1)) if half.shape else limit[0]
 
     def take(self, array: Any, rows: int) -> np.ndarray | None:
-        """The array, C-contiguous, or None when it does not fit or may not: `refuse` finds the sentence. `rows`: 1 with rows, 0 without."""
+        """The array, C-contiguous and aligned, or None when it may not fit: `insist` finds the sentence. `rows`: 1 with rows, 0 without."""
         if (
             array.__class__ is not np.ndarray
             or array.dtype != self.dtype
@@ -136,15 +136,16 @@ class _Expected:
             or array.shape[rows:] != self.shape
         ):
             return None
-        if not array.flags.c_contiguous:
-            array = np.ascontiguousarray(array)
+        flags = array.flags
+        if not (flags.c_contiguous and flags.aligned):
+            array = array.copy()
         if self.slow_ids or (self.limit is not None and (array.view(self.unsigned) >= self.limit).any()):
             return None
         return array
 
     def insist(self, array: Any, rows: int, where: str) -> np.ndarray:
-        """The array as numpy's, C-contiguous; InputError when it does not fit."""
-        array = np.ascontiguousarray(array).reshape(np.shape(array))
+        """The array as numpy's, C-contiguous and aligned; InputError when it does not fit."""
+        array = np.require(array, requirements=("C", "A"))
         if not rows and array.shape != self.shape:
             raise InputError(
                 f"input {self.name!r} has shape {array.shape} in {where}, expected {self.shape}: a request has one row for all"

@@ -108,7 +108,7 @@ struct DotU8 {
     acc.low = _mm512_add_epi32(acc.low, _mm512_madd_epi16(a, _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)w))));
     acc.high = _mm512_add_epi32(acc.high, _mm512_madd_epi16(a, _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(w + 32)))));
   }
-  static INLINE Acc start(I) { return {}; }
+  static INLINE Acc start(I) { return Acc{}; }
   static INLINE I total(Acc acc, I begun) { // lanes 2i and 2i+1 are the two halves of output i
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
                   odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
@@ -135,7 +135,7 @@ struct DotU8 {
     acc.low = _mm256_add_epi32(acc.low, _mm256_madd_epi16(a, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w))));
     acc.high = _mm256_add_epi32(acc.high, _mm256_madd_epi16(a, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16)))));
   }
-  static INLINE Acc start(I) { return {}; }
+  static INLINE Acc start(I) { return Acc{}; }
   static INLINE I total(Acc acc, I begun) { return begun + (I)_mm256_permute4x64_epi64(_mm256_hadd_epi32(acc.low, acc.high), 0xd8); }
 };
 #elif defined(__ARM_FEATURE_MATMUL_INT8) // usdot: unsigned by signed bytes
@@ -181,7 +181,7 @@ struct DotU8 {
     acc.low = vpadalq_s16(acc.low, vmull_s8(vget_low_s8(a), vget_low_s8(b)));
     acc.high = vpadalq_s16(acc.high, vmull_high_s8(a, b));
   }
-  static INLINE Acc start(I) { return {}; }
+  static INLINE Acc start(I) { return Acc{}; }
   static INLINE I total(Acc acc, I begun) { return begun + (I)vpaddq_s32(acc.low, acc.high); }
 #endif
 };
@@ -445,7 +445,7 @@ class _Epilogue:
         value = sums
         if node.op is not Op.LINEAR:
             if self.init is not None:
-                value = f"({value} + {self._load(self.init)})"
+                value = f"wrap_add({value}, {self._load(self.init)})"
         elif self.init is not None:
             value = f"({value} + {self._load(self.init)})"
         if node.op is Op.LINEAR:

@@ -35,8 +35,8 @@ UNARY_TEXT: dict[Op, str] = {
     Op.ROUND: "v_rint({0})",
 }
 INTEGER_UNARY: dict[Op, str] = {
-    Op.NEG: "-{0}",
-    Op.ABS: "({0} < 0 ? -{0} : {0})",
+    Op.NEG: "wrap_sub({0} & 0, {0})",
+    Op.ABS: "({0} < 0 ? wrap_sub({0} & 0, {0}) : {0})",
     Op.SIGN: "(({0} < 0) - ({0} > 0))",  # a true lane is -1
     Op.RELU: "({0} < 0 ? {0} - {0} : {0})",
     Op.FLOOR: "{0}",
@@ -54,7 +54,9 @@ BINARY_TEXT: dict[Op, str] = {
     Op.ATAN2: "v_atan2({0}, {1})",
 }
 INTEGER_BINARY: dict[Op, str] = {
-    **{op: BINARY_TEXT[op] for op in (Op.ADD, Op.SUB, Op.MUL)},
+    Op.ADD: "wrap_add({0}, {1})",
+    Op.SUB: "wrap_sub({0}, {1})",
+    Op.MUL: "wrap_mul({0}, {1})",
     Op.MOD: "v_imod({0}, {1})",
     Op.MINIMUM: "({0} < {1} ? {0} : {1})",
     Op.MAXIMUM: "({0} > {1} ? {0} : {1})",

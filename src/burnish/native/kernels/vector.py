@@ -85,6 +85,20 @@ template <class T> INL void put(T *p, V<T> v, int n) {
   else
     store_some(p, v, n);
 }
+// Integers of a model wrap as numpy's do, and lanes behind a row's end hold anything: signed overflow would be undefined
+template <int BYTES> struct unsigned_of {
+  using type = uint8_t;
+};
+template <> struct unsigned_of<4> {
+  using type = uint32_t;
+};
+template <> struct unsigned_of<8> {
+  using type = uint64_t;
+};
+template <class X> using Unsigned = V<typename unsigned_of<sizeof(X) / LANES>::type>;
+template <class X> INL X wrap_add(X a, X b) { return (X)((Unsigned<X>)a + (Unsigned<X>)b); }
+template <class X> INL X wrap_sub(X a, X b) { return (X)((Unsigned<X>)a - (Unsigned<X>)b); }
+template <class X> INL X wrap_mul(X a, X b) { return (X)((Unsigned<X>)a * (Unsigned<X>)b); }
 INL I bits_of(F x) {
   I v;
   memcpy(&v, &x, sizeof v);
