@@ -135,15 +135,27 @@ def export(
 
 @app.command(epilog="Example: burnish bench out/ --vs onnxruntime,openvino,eager")
 def bench(
-    directory: Directory,
+    directory: Annotated[Path | None, typer.Argument(metavar="DIR", help="What `optimize` or `compile` wrote.")] = None,
     vs: Annotated[str, typer.Option(help="Backends to build and measure beside it, separated by commas.")] = "",
     job: Annotated[Path | None, typer.Option(metavar="JOB.toml", help="Rows and model; default: the job `optimize` ran.")] = None,
     candidates: Annotated[str, typer.Option(help="Candidates a request, separated by commas.")] = "1,16,128",
     seconds: Annotated[float, typer.Option(min=0.01, help="For each engine and each number of candidates.")] = 2.0,
+    floor: Annotated[bool, typer.Option("--floor", help="Print what one core can do at most; no DIR is needed.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure latency, engines side by side in one run."""
     from burnish import terminal
+
+    if floor:
+        from burnish.measure.latency import pinned
+        from burnish.native.floor import measure
+
+        with pinned():
+            found = measure()
+        _print_json(found.facts()) if as_json else terminal.floor(found.facts())
+        return
+    if directory is None:
+        raise typer.BadParameter("give the directory of an artifact, or --floor")
     from burnish.search.bench import side_by_side
 
     sizes = _numbers(candidates, "--candidates")

@@ -127,6 +127,15 @@ def bench(content: dict[str, Any]) -> None:
         console.print(_safe(sentence), soft_wrap=True)
 
 
+def floor(content: dict[str, Any]) -> None:
+    """The peaks of one core, a line each."""
+    print(f"One core of {content['cpu']}, {content['isa']}")
+    for name, rate in content["gmacs"].items():
+        print(f"  {name:8} {rate:8,.1f} 10^9 multiply-accumulates/s")
+    for name, rate in content["gbytes"].items():
+        print(f"  {name:8} {rate:8,.1f} 10^9 bytes/s read")
+
+
 def _change(quality: dict[str, Any] | None, metric: str, drop_type: str) -> str:
     if quality is None or metric not in quality:
         return ""

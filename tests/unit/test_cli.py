@@ -57,6 +57,10 @@ def test_bad_input_is_one_sentence_and_exit_code_2(capsys, tmp_path):
         2,
         "burnish: --candidates is '1,x'. Give whole numbers of at least 1, separated by commas.\n",
     )
+    assert run(capsys, "bench")[::2] == (
+        2,
+        "burnish: Invalid value: give the directory of an artifact, or --floor. `burnish --help` lists the commands.\n",
+    )
     assert run(capsys, "inspect", "ranker.bin")[::2] == (
         2,
         "burnish: ranker.bin is neither a job file (.toml) nor a .pt2 or .onnx. A model in Python needs a job, which says its inputs.\n",

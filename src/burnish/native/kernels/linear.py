@@ -21,8 +21,9 @@ from burnish.native.plan import FEW, Step, ctype, epilogue_stride, size
 PANEL = 64  # outputs
 
 TEMPLATE = r"""
-// Dot: acc + a . w for LANES outputs and the `group` inputs of one step. A tile is ROWS rows by VECTORS vectors of outputs: its sums, a
-// vector of weights each and a spread activation fit the registers, which are 32 with AVX-512 and NEON, 16 elsewhere.
+// Dot: acc + x . b for LANES outputs and the `group` inputs of one step: x is a spread activation, b the weights. A tile is ROWS rows by
+// VECTORS vectors of outputs: its sums, a vector of weights each and a spread activation fit the registers, which are 32 with AVX-512 and
+// NEON, 16 elsewhere.
 #if defined(__AVX512F__) || defined(__ARM_NEON)
 struct Tile {
   static constexpr int ROWS = 6, VECTORS = 4;
@@ -37,9 +38,11 @@ struct DotF32 : Tile {
   using W = float;
   using Acc = F;
   using X = F;
+  using B = F;
   static constexpr int group = 1;
   static INLINE X spread(const A *p) { return splat(*p); }
-  static INLINE void step(Acc &acc, X a, const W *w) { acc = muladd(a, load(w), acc); }
+  static INLINE B weights(const W *w) { return load(w); }
+  static INLINE void step(Acc &acc, X x, B b) { acc = muladd(x, b, acc); }
   static INLINE Acc start(F x) { return x; }
   static INLINE F total(Acc acc, F) { return acc; }
 };
@@ -48,20 +51,20 @@ struct DotBF16 : Tile { // pairs of bfloat16 in one 32-bit lane
   using W = uint16_t;
   using Acc = F;
   using X = I;
+  using B = I;
   static constexpr int group = 2;
   static INLINE X spread(const A *p) {
     int32_t v;
     memcpy(&v, p, 4);
     return splat(v);
   }
-  static INLINE void step(Acc &acc, X a, const W *w) {
-    I b;
-    memcpy(&b, w, sizeof b);
+  static INLINE B weights(const W *w) { return load((const int32_t *)w); }
+  static INLINE void step(Acc &acc, X x, B b) {
 #if defined(__AVX512BF16__)
-    acc = (F)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+    acc = (F)_mm512_dpbf16_ps((__m512)acc, (__m512bh)x, (__m512bh)b);
 #else
-    acc = muladd(float_of(a << 16), float_of(b << 16), acc);
-    acc = muladd(float_of(a & (int32_t)0xffff0000), float_of(b & (int32_t)0xffff0000), acc);
+    acc = muladd(float_of(x << 16), float_of(b << 16), acc);
+    acc = muladd(float_of(x & (int32_t)0xffff0000), float_of(b & (int32_t)0xffff0000), acc);
 #endif
   }
   static INLINE Acc start(F x) { return x; }
@@ -75,17 +78,15 @@ struct DotU8 : Tile {
   using W = int8_t;
   using Acc = I;
   using X = I;
+  using B = I;
   static constexpr int group = 4;
   static INLINE X spread(const A *p) {
     int32_t v;
     memcpy(&v, p, 4);
     return splat(v);
   }
-  static INLINE void step(Acc &acc, X a, const W *w) {
-    I b;
-    memcpy(&b, w, sizeof b);
-    acc = (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
-  }
+  static INLINE B weights(const W *w) { return load((const int32_t *)w); }
+  static INLINE void step(Acc &acc, X x, B b) { acc = (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)x, (__m512i)b); }
   static INLINE Acc start(I x) { return x; }
   static INLINE I total(Acc acc, I) { return acc; }
 };
@@ -98,15 +99,20 @@ struct DotU8 {
   struct Acc {
     __m512i low, high;
   };
+  using B = Acc;
   static constexpr int group = 4;
   static INLINE X spread(const A *p) {
     int32_t v;
     memcpy(&v, p, 4);
     return _mm512_cvtepu8_epi16(_mm256_set1_epi32(v));
   }
-  static INLINE void step(Acc &acc, X a, const W *w) {
-    acc.low = _mm512_add_epi32(acc.low, _mm512_madd_epi16(a, _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)w))));
-    acc.high = _mm512_add_epi32(acc.high, _mm512_madd_epi16(a, _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(w + 32)))));
+  static INLINE B weights(const W *w) {
+    return {_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)w)),
+            _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(w + 32)))};
+  }
+  static INLINE void step(Acc &acc, X x, B b) {
+    acc.low = _mm512_add_epi32(acc.low, _mm512_madd_epi16(x, b.low));
+    acc.high = _mm512_add_epi32(acc.high, _mm512_madd_epi16(x, b.high));
   }
   static INLINE Acc start(I) { return Acc{}; }
   static INLINE I total(Acc acc, I begun) { // lanes 2i and 2i+1 are the two halves of output i
@@ -125,15 +131,19 @@ struct DotU8 {
   struct Acc {
     __m256i low, high;
   };
+  using B = Acc;
   static constexpr int group = 4;
   static INLINE X spread(const A *p) {
     int32_t v;
     memcpy(&v, p, 4);
     return _mm256_cvtepu8_epi16(_mm_set1_epi32(v));
   }
-  static INLINE void step(Acc &acc, X a, const W *w) {
-    acc.low = _mm256_add_epi32(acc.low, _mm256_madd_epi16(a, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w))));
-    acc.high = _mm256_add_epi32(acc.high, _mm256_madd_epi16(a, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16)))));
+  static INLINE B weights(const W *w) {
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w)), _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16)))};
+  }
+  static INLINE void step(Acc &acc, X x, B b) {
+    acc.low = _mm256_add_epi32(acc.low, _mm256_madd_epi16(x, b.low));
+    acc.high = _mm256_add_epi32(acc.high, _mm256_madd_epi16(x, b.high));
   }
   static INLINE Acc start(I) { return Acc{}; }
   static INLINE I total(Acc acc, I begun) { return begun + (I)_mm256_permute4x64_epi64(_mm256_hadd_epi32(acc.low, acc.high), 0xd8); }
@@ -144,13 +154,15 @@ struct DotU8 : Tile {
   using W = int8_t;
   using Acc = I;
   using X = uint8x16_t;
+  using B = int8x16_t;
   static constexpr int group = 4, shift = 0;
   static INLINE X spread(const A *p) {
     int32_t v;
     memcpy(&v, p, 4);
     return (X)splat(v);
   }
-  static INLINE void step(Acc &acc, X a, const W *w) { acc = (I)vusdotq_s32((int32x4_t)acc, a, vld1q_s8(w)); }
+  static INLINE B weights(const W *w) { return vld1q_s8(w); }
+  static INLINE void step(Acc &acc, X x, B b) { acc = (I)vusdotq_s32((int32x4_t)acc, x, b); }
   static INLINE Acc start(I x) { return x; }
   static INLINE I total(Acc acc, I) { return acc; }
 };
@@ -159,7 +171,9 @@ struct DotU8 {
   using A = uint8_t;
   using W = int8_t;
   using X = int8x16_t;
+  using B = int8x16_t;
   static constexpr int group = 4, shift = 128;
+  static INLINE B weights(const W *w) { return vld1q_s8(w); }
   static INLINE X spread(const A *p) {
     int32_t v;
     memcpy(&v, p, 4);
@@ -168,7 +182,7 @@ struct DotU8 {
 #if defined(__ARM_FEATURE_DOTPROD)
   static constexpr int ROWS = 6, VECTORS = 4;
   using Acc = I;
-  static INLINE void step(Acc &acc, X a, const W *w) { acc = (I)vdotq_s32((int32x4_t)acc, a, vld1q_s8(w)); }
+  static INLINE void step(Acc &acc, X x, B b) { acc = (I)vdotq_s32((int32x4_t)acc, x, b); }
   static INLINE Acc start(I x) { return x; }
   static INLINE I total(Acc acc, I) { return acc; }
 #else // a product fits 16 bits, and pairs are added to sums of 32: exact
@@ -176,10 +190,9 @@ struct DotU8 {
   struct Acc {
     int32x4_t low, high;
   };
-  static INLINE void step(Acc &acc, X a, const W *w) {
-    const int8x16_t b = vld1q_s8(w);
-    acc.low = vpadalq_s16(acc.low, vmull_s8(vget_low_s8(a), vget_low_s8(b)));
-    acc.high = vpadalq_s16(acc.high, vmull_high_s8(a, b));
+  static INLINE void step(Acc &acc, X x, B b) {
+    acc.low = vpadalq_s16(acc.low, vmull_s8(vget_low_s8(x), vget_low_s8(b)));
+    acc.high = vpadalq_s16(acc.high, vmull_high_s8(x, b));
   }
   static INLINE Acc start(I) { return Acc{}; }
   static INLINE I total(Acc acc, I begun) { return begun + (I)vpaddq_s32(acc.low, acc.high); }
@@ -192,17 +205,17 @@ struct DotU8 : Tile {
   using W = int8_t;
   using Acc = I;
   using X = I;
+  using B = I;
   static constexpr int group = 4;
   static INLINE X spread(const A *p) {
     int32_t v;
     memcpy(&v, p, 4);
     return splat(v);
   }
-  static INLINE void step(Acc &acc, X a, const W *w) { // little-endian lanes: input j of the group is byte j
-    I b;
-    memcpy(&b, w, sizeof b);
+  static INLINE B weights(const W *w) { return load((const int32_t *)w); }
+  static INLINE void step(Acc &acc, X x, B b) { // little-endian lanes: input j of the group is byte j
     UNROLL
-    for (int j = 0; j < 4; j++) acc += ((a >> 8 * j) & 255) * ((b << (24 - 8 * j)) >> 24);
+    for (int j = 0; j < 4; j++) acc += ((x >> 8 * j) & 255) * ((b << (24 - 8 * j)) >> 24);
   }
   static INLINE Acc start(I x) { return x; }
   static INLINE I total(Acc acc, I) { return acc; }
@@ -231,11 +244,14 @@ INL void tile(int t, const typename Dot::W *w, int first, Row row, Begin begin, 
   }
   ROLLED
   for (int k = 0; k < KG; k++) {
+    typename Dot::B b[NV];
+    UNROLL
+    for (int j = 0; j < NV; j++) b[j] = Dot::weights(at[j] + (i64)k * step[j]);
     UNROLL
     for (int i = 0; i < MR; i++) {
       auto x = Dot::spread(a[i] + k * G);
       UNROLL
-      for (int j = 0; j < NV; j++) Dot::step(acc[i][j], x, at[j] + (i64)k * step[j]);
+      for (int j = 0; j < NV; j++) Dot::step(acc[i][j], x, b[j]);
     }
   }
   UNROLL
