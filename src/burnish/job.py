@@ -19,6 +19,7 @@ from burnish.inputs import Input
 from burnish.rows import Rows, close_to, read
 
 Split = Literal["train", "calibration", "validation"]
+Metric = Literal["auc", "gauc", "log_loss", "normalized_entropy", "calibration", "ece", "ndcg", "mrr", "topk_overlap", "kendall_tau"]
 HERE = "this machine"  # the name of the host that measures
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -70,12 +71,13 @@ class Objective(msgspec.Struct, frozen=True):
 class Accuracy(msgspec.Struct, frozen=True):
     """[accuracy], what it may lose"""
 
-    metric: Annotated[Literal["auc", "log_loss"], "the metric that must not get worse"] = "auc"
+    metric: Annotated[Metric, "the metric that must not get worse (docs/measurement.md)"] = "auc"
     max_drop: Annotated[
         Annotated[float, msgspec.Meta(ge=0)], "the loss that is allowed; the bad end of the interval must lie inside it"
     ] = 0.001
     drop_type: Annotated[Literal["relative", "absolute"], "`relative`: a share of the original's value"] = "relative"
     confidence: Annotated[Annotated[float, msgspec.Meta(gt=0.5, lt=1)], "of the interval, two-sided"] = 0.95
+    k: Annotated[Annotated[int, msgspec.Meta(ge=1)], "how many of the best `ndcg` and `topk_overlap` look at"] = 10
 
 
 class Search(msgspec.Struct, frozen=True):

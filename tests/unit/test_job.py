@@ -1,10 +1,12 @@
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from burnish.errors import JobError
-from burnish.job import Job, reference
+from burnish.job import Job, Metric, reference
+from burnish.measure.gate import BETTER
 from burnish.rows import Rows
 from burnish.search.subject import check_labels
 
@@ -59,6 +61,10 @@ def said(call, *args, **kwargs) -> str:
     with pytest.raises(JobError) as caught:
         call(*args, **kwargs)
     return str(caught.value)
+
+
+def test_every_metric_of_the_gate_can_be_the_jobs():
+    assert set(get_args(Metric)) == set(BETTER) - {"auc_by_rows"}
 
 
 def test_a_job_reads_into_inputs_in_the_files_order(tmp_path):
@@ -152,7 +158,8 @@ def test_a_scalar_column_for_a_wider_input_is_told(tmp_path):
         ),
         (
             ("[inputs.price]", "[accuracy]\nmetric = 'mse'\n[inputs.price]"),
-            "job.toml: accuracy.metric: expected 'auc' or 'log_loss', got 'mse'",
+            "job.toml: accuracy.metric: expected 'auc' or 'gauc' or 'log_loss' or 'normalized_entropy' or 'calibration' or 'ece' or 'ndcg' "
+            "or 'mrr' or 'topk_overlap' or 'kendall_tau', got 'mse'",
         ),
         (("[objective]", "[search]\nretrain = 'no'\n[objective]"), "job.toml: search.retrain: expected bool, got 'no'"),
     ],

@@ -81,7 +81,7 @@ def test_analytic_intervals_equal_a_bootstrap_over_requests():
     found = quality.compare(labels, original, scores, requests=request)
     random = np.random.default_rng(2)
     of_request = [np.flatnonzero(request == r) for r in range(300)]
-    names = ("auc", "log_loss", "normalized_entropy", "calibration", "gauc", "ndcg", "topk_overlap", "kendall_tau")
+    names = ("auc", "log_loss", "normalized_entropy", "calibration", "gauc", "ndcg", "mrr", "topk_overlap", "kendall_tau")
     draws = {name: [] for name in names}
     for _ in range(250):
         drawn = random.integers(0, 300, 300)
@@ -109,7 +109,7 @@ def test_intervals_of_95_percent_cover_the_truth_in_93_to_97_percent_of_samples(
         else:
             pick = random.integers(0, sizes, 500)
         sample = quality.compare(labels[pick], original[pick], scores[pick], requests=request[pick] if clustered else None)
-        for name in ("auc", "log_loss", "normalized_entropy", "calibration"):
+        for name in ("auc", "log_loss", "normalized_entropy", "calibration", "ece"):
             inside = sample[name].low <= whole[name].delta <= sample[name].high
             relative = sample[name].relative_low <= whole[name].relative <= sample[name].relative_high
             covered[name] = covered.get(name, 0) + inside
@@ -172,6 +172,32 @@ def test_scores_outside_0_to_1_are_logits_and_give_the_same_metrics():
     for name in ("auc", "log_loss", "normalized_entropy", "calibration"):
         assert as_logits[name].delta == pytest.approx(as_probabilities[name].delta, abs=1e-12)
         assert as_logits[name].low == pytest.approx(as_probabilities[name].low, abs=1e-12)
+
+
+def test_the_calibration_error_is_the_mean_gap_of_bins_of_equal_mass():
+    random = np.random.default_rng(0)
+    p, q = random.random(3000), random.random(3000)
+    labels = (random.random(3000) < p).astype(int)
+    for scores in (p, q):
+        order = np.argsort(scores)
+        gaps = [abs(scores[part].mean() - labels[part].mean()) for part in np.split(order, 15)]
+        assert quality.compare(labels, p, scores)["ece"].value == pytest.approx(np.mean(gaps), rel=1e-9)
+    found = quality.compare(labels, p, q, requests=np.arange(3000) // 3)["ece"]
+    assert found.interval == "bootstrap over requests" and found.units == 1000 and found.low > 0.1
+    verdict = quality.gate(quality.compare(labels, p, q), "ece", 0.01, "absolute")
+    assert verdict.outcome == "rejected" and "a rise of 0.01 is allowed" in verdict.sentence
+
+
+def test_the_reciprocal_rank_is_that_of_the_first_positive_over_all_orders_of_tied_rows():
+    random = np.random.default_rng(0)
+    labels, scores = random.integers(0, 2, 60), random.integers(0, 4, 60).astype(float)
+    groups = np.repeat(np.arange(12), 5)
+    found = ranking.reciprocal_rank(labels, scores, groups, 12)
+    for g in range(12):
+        y, s = labels[groups == g], scores[groups == g]
+        orders = [o for o in itertools.permutations(range(5)) if all(s[a] >= s[b] for a, b in itertools.pairwise(o))]
+        each = [next((1 / (rank + 1) for rank, i in enumerate(o) if y[i]), math.nan) for o in orders]
+        assert found[g] == pytest.approx(np.mean(each), nan_ok=True)
 
 
 def brute_force_tau_b(a, b):
@@ -405,7 +431,7 @@ def test_a_metric_that_needs_requests_says_so():
     found = quality.compare(*rows(200)[:3])
     with pytest.raises(MeasureError, match=r"quality has no metric 'gauc'; .*\. Give the request of each row to measure it"):
         quality.gate(found, "gauc")
-    with pytest.raises(MeasureError, match=r"quality has no metric 'f1'; it has auc, log_loss, normalized_entropy, calibration$"):
+    with pytest.raises(MeasureError, match=r"quality has no metric 'f1'; it has auc, log_loss, normalized_entropy, calibration, ece$"):
         quality.gate(found, "f1")
     with pytest.raises(MeasureError, match="drop_type is 'percent'; use 'relative' or 'absolute'"):
         quality.gate(found, drop_type="percent")

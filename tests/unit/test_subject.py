@@ -6,7 +6,7 @@ import pytest
 
 from burnish.errors import JobError
 from burnish.graph.node import Graph
-from burnish.job import Job, Search
+from burnish.job import Accuracy, Job, Search
 from burnish.search.subject import Subject
 
 pl = pytest.importorskip("polars")
@@ -90,3 +90,44 @@ def test_train_rows_are_read_only_where_the_job_says_retrain(tmp_path):
     without.job = msgspec.structs.replace(without.job, search=Search(retrain=True))
     with pytest.raises(JobError, match=r"job\.toml: search\.retrain is true, and there are no train rows\. Name a file in data\.train"):
         without.check()
+
+
+def test_a_metric_within_requests_needs_the_request_column(tmp_path):
+    made = subject(tmp_path)
+    made.job = msgspec.structs.replace(made.job, accuracy=Accuracy(metric="gauc"))
+    with pytest.raises(JobError) as caught:
+        made.check()
+    assert str(caught.value) == (
+        "job.toml: accuracy.metric 'gauc' is measured within requests. Name the column of the request in data.request"
+    )
+
+
+def test_calibration_rows_too_few_or_of_other_ids_are_refused_before_anything_is_done(tmp_path):
+    made = subject(tmp_path, calibration="c.parquet")
+    rows = pl.read_parquet(tmp_path / "v.parquet")
+    rows.head(20).write_parquet(tmp_path / "c.parquet")
+    with pytest.raises(JobError) as caught:
+        made.check()
+    assert str(caught.value) == (
+        "c.parquet: 20 calibration rows are too few to know the range of a value; 64 are the least. "
+        "Give some ten thousand rows of the training data"
+    )
+    rows.with_columns(pl.col("row") + 10_000).write_parquet(tmp_path / "c.parquet")
+    with pytest.raises(JobError) as caught:
+        subject(tmp_path, calibration="c.parquet").check()
+    assert str(caught.value) == (
+        "v.parquet and c.parquet have no id in common, in any of 1 columns (row). Map the ids of both files by the table that the model "
+        "was trained with"
+    )
+    rows.with_columns(pl.col("row") + 1_999).write_parquet(tmp_path / "c.parquet")
+    subject(tmp_path, calibration="c.parquet").check()
+
+
+def test_cold_and_rare_ids_are_slices_of_their_own(tmp_path):
+    made = subject(tmp_path, train="t.parquet")
+    rows = pl.read_parquet(tmp_path / "v.parquet")
+    pl.concat([rows.head(1000), *[rows.head(10)] * 9]).write_parquet(tmp_path / "t.parquet")
+    words = made.slices["row, met in t.parquet"]
+    times = {i: word for i, word in zip(made.rows.table["row"], words)}
+    assert (times[5], times[10], times[1000]) == ("10 times or more", "fewer than 10 times", "never")
+    assert subject(tmp_path).slices == {}

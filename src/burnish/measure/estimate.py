@@ -1,11 +1,13 @@
 """Metrics as estimates: a value, and the influence of each row on it, from which `standard_error` makes an interval.
 
 The influence of a row is the metric's first-order change by that row; they sum to zero. Influences subtract where metrics do, so the paired
-difference of two models on the same rows needs no covariance of its own.
+difference of two models on the same rows needs no covariance of its own. One metric is not smooth, the calibration error, whose absolute
+values bend at 0: that one is resampled.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -13,6 +15,10 @@ import numpy as np
 from burnish.measure import ranking
 
 Scale = Literal["probability", "logit"]
+
+BINS = 15  # of equal mass, for the calibration error
+DRAWS = 400  # of a bootstrap: its standard errors are known to 4 %
+BLOCKS = 4096  # units that a bootstrap draws from, at most; more are put together at random
 
 
 class Estimate(NamedTuple):
@@ -31,12 +37,10 @@ def probability_metrics(labels: np.ndarray, scores: np.ndarray, scale: Scale) ->
     """Log-loss; normalized entropy, log-loss over the entropy of the label rate (He et al. 2014); calibration, mean prediction over label
     rate. Probabilities are kept 1e-7 away from 0 and 1, the resolution of float32."""
     n, rate = len(labels), labels.mean()
-    scores = scores.astype(np.float64)
+    p = probabilities(scores, scale)
     if scale == "logit":
-        each = np.logaddexp(0, np.where(labels > 0, -scores, scores))
-        p = np.exp(-np.logaddexp(0, -scores))
+        each = np.logaddexp(0, np.where(labels > 0, -1.0, 1.0) * scores)
     else:
-        p = np.clip(scores, 1e-7, 1 - 1e-7)
         each = -np.log(np.where(labels > 0, p, 1 - p))
     loss, calibration = each.mean(), p.mean() / rate
     entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
@@ -46,6 +50,42 @@ def probability_metrics(labels: np.ndarray, scores: np.ndarray, scale: Scale) ->
         "normalized_entropy": Estimate(float(loss / entropy), ((each - loss) / entropy - loss / entropy**2 * slope * (labels - rate)) / n),
         "calibration": Estimate(float(calibration), (p - calibration * labels) / (n * rate)),
     }
+
+
+def probabilities(scores: np.ndarray, scale: Scale) -> np.ndarray:
+    """(N,) float64: logits through the sigmoid, probabilities kept 1e-7 away from 0 and 1."""
+    scores = scores.astype(np.float64)
+    return np.exp(-np.logaddexp(0, -scores)) if scale == "logit" else np.clip(scores, 1e-7, 1 - 1e-7)
+
+
+def calibration_errors(
+    labels: np.ndarray, pair: tuple[np.ndarray, np.ndarray], codes: np.ndarray | None, units: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of two models' probabilities (N,) the expected calibration errors (2,), and those of DRAWS bootstrap samples of units (DRAWS, 2).
+
+    ECE: the mean over BINS bins of equal mass, each model's own, of |mean prediction - label rate|, weighted by rows (Naeini et al.
+    2015). Resampled are rows, or the clusters `codes`, through the sums of each bin, so a draw costs nothing that grows with the rows.
+    """
+    n = len(labels)
+    block = np.arange(n) if codes is None else codes
+    if units > BLOCKS:
+        block = (np.random.default_rng(0).permutation(units) % BLOCKS)[block]
+    blocks = min(units, BLOCKS)
+    sums = np.empty((blocks, 2, BINS))
+    for i, p in enumerate(pair):
+        edges = np.quantile(p, np.arange(1, BINS) / BINS)
+        cell = block * BINS + np.searchsorted(edges, p, side="right")
+        sums[:, i] = np.bincount(cell, weights=p - labels, minlength=blocks * BINS).reshape(blocks, BINS)
+    rows = np.bincount(block, minlength=blocks)
+    drawn = _draws(blocks)
+    totals = (drawn @ sums.reshape(blocks, -1)).reshape(DRAWS, 2, BINS)
+    return np.abs(sums.sum(axis=0)).sum(axis=1) / n, np.abs(totals).sum(axis=2) / (drawn @ rows)[:, None]
+
+
+@functools.lru_cache(maxsize=2)
+def _draws(units: int) -> np.ndarray:
+    """(DRAWS, units) how often each unit is in each sample; the same samples every time, for every model that is compared."""
+    return np.random.default_rng(0).multinomial(units, np.full(units, 1 / units), DRAWS).astype(np.float64)
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> Estimate:
@@ -64,9 +104,11 @@ def per_request(
     placed = [ranking.placements(labels, s, codes) for s in (original, scores)]
     gauc = [ranking.group_auc(labels, p, codes, count) for p in placed]
     gain = [ranking.ndcg(labels, s, codes, count, k) for s in (original, scores)]
+    first = [ranking.reciprocal_rank(labels, s, codes, count) for s in (original, scores)]
     return {
         "gauc": (gauc[0], gauc[1], rows, "rows of both labels"),
         "ndcg": (gain[0], gain[1], same, "a row of label 1"),
+        "mrr": (first[0], first[1], same, "a row of label 1"),
         "topk_overlap": (same, ranking.topk_overlap(original, scores, codes, count, k), same, f"more than k = {k} rows"),
         "kendall_tau": (same, ranking.kendall_tau(original, scores, codes, count), same, "two different scores of each model"),
     }

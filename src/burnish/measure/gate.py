@@ -21,10 +21,12 @@ BETTER = {  # +1: higher is better; -1: lower; 0: both directions are a loss
     "auc_by_rows": 1,
     "gauc": 1,
     "ndcg": 1,
+    "mrr": 1,
     "topk_overlap": 1,
     "kendall_tau": 1,
     "log_loss": -1,
     "normalized_entropy": -1,
+    "ece": -1,
     "calibration": 0,
 }
 

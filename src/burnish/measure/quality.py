@@ -3,7 +3,8 @@
 Why no bootstrap? Every metric here is a smooth function of means, so each comes with the *influence* of each row on it, and one rule
 gives all intervals: standard error = root of the summed squares of influences, where the influences of one request are added up
 first, because rows of one request are not independent. For AUC that rule is DeLong's method, and with requests Obuchowski's (1997)
-extension of it to clusters. A bootstrap over requests gives the same intervals (a test shows it) at hundreds of times the cost.
+extension of it to clusters. A bootstrap over requests gives the same intervals (a test shows it) at hundreds of times the cost. Only the
+calibration error, which is not smooth, has a bootstrap for its interval.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Quality(msgspec.Struct, frozen=True):
         return self.metrics[metric]
 
 
-PER_REQUEST = ("gauc", "ndcg", "topk_overlap", "kendall_tau")
+PER_REQUEST = ("gauc", "ndcg", "mrr", "topk_overlap", "kendall_tau")
 
 
 def compare(
@@ -104,7 +105,7 @@ def compare(
     notes = []
     if requests is None:
         codes, units = None, n
-        notes.append("no request column: rows count as independent, and gauc, ndcg, topk_overlap and kendall_tau are not measured")
+        notes.append("no request column: rows count as independent, and gauc, ndcg, mrr, topk_overlap and kendall_tau are not measured")
     else:
         requests = np.asarray(requests)
         null = np.array([r is None for r in requests]) if requests.dtype.kind == "O" else requests != requests
@@ -127,6 +128,7 @@ def compare(
     of_original, of_scores = (estimate.probability_metrics(labels, s, scale) for s in (original, scores))
     for name in of_original:
         metrics[name] = _delta((of_original[name], of_scores[name]), confidence, codes, units, how)
+    metrics["ece"] = _ece(labels, original, scores, scale, confidence, codes, units)
     if codes is not None:
         for name, (first, second, weight, needs) in estimate.per_request(labels, original, scores, codes, units, k).items():
             usable = np.isfinite(first) & np.isfinite(second)
@@ -253,6 +255,37 @@ def _loss_probability(delta: Delta) -> float:
     if delta.standard_error == 0:
         return 0.0 if delta.delta < 0 else 1.0
     return float(_special().stdtr(delta.units - 1, delta.delta / delta.standard_error))
+
+
+def _ece(
+    labels: np.ndarray,
+    original: np.ndarray,
+    scores: np.ndarray,
+    scale: Scale,
+    confidence: float,
+    codes: np.ndarray | None,
+    units: int,
+) -> Delta:
+    """Of the expected calibration error; Student's t with the bootstrap's standard error."""
+    both = (estimate.probabilities(original, scale), estimate.probabilities(scores, scale))
+    (before, after), drawn = estimate.calibration_errors(labels, both, codes, units)
+    t = float(_special().stdtrit(units - 1, 0.5 + confidence / 2))
+    error = float(np.std(drawn[:, 1] - drawn[:, 0], ddof=1))
+    ratio = after / before - 1
+    half = t * float(np.std(drawn[:, 1] / drawn[:, 0], ddof=1))
+    return Delta(
+        value=float(after),
+        original=float(before),
+        delta=float(after - before),
+        low=float(after - before) - t * error,
+        high=float(after - before) + t * error,
+        relative=float(ratio),
+        relative_low=float(ratio) - half,
+        relative_high=float(ratio) + half,
+        standard_error=error,
+        units=units,
+        interval=f"bootstrap over {'rows' if codes is None else 'requests'}",
+    )
 
 
 def _delta(

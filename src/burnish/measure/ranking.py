@@ -1,7 +1,8 @@
-"""What is computed by sorting: AUC and its placement values, per-request AUC, NDCG, agreement of two orders. Pure functions on arrays.
+"""What is computed by sorting: AUC and its placement values, per-request AUC, NDCG, reciprocal rank, agreement of two orders. All are pure
+functions on arrays.
 
 Every function takes `groups`, the group (request, slice) of each row as ints 0..G-1, and works on all groups at once. Ties are handled as
-ties: half a win in AUC, expected gain in NDCG, tau-b.
+ties: half a win in AUC, expected gain in NDCG, expected reciprocal rank, tau-b.
 """
 
 from __future__ import annotations
@@ -58,6 +59,29 @@ def ndcg(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, count: int,
     ideal = np.concatenate(([0.0], np.cumsum(1 / np.log2(np.arange(k) + 2))))[np.minimum(positives, k).astype(int)]
     with np.errstate(divide="ignore", invalid="ignore"):
         return gains / ideal
+
+
+def reciprocal_rank(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
+    """(G,) 1 / rank of the best-scored positive, whose mean is MRR (Voorhees 1999); for tied scores its expectation over random tie
+    breaking. NaN for groups without a positive."""
+    order, starts, bounds = _sorted(-scores, groups)
+    positive = labels[order] > 0
+    run = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    found, at = np.unique(groups[order][positive], return_index=True)  # the first positive of each group, by descending score
+    first = run[np.flatnonzero(positive)[at]]
+    above = starts[first] - np.repeat(bounds[:-1], np.diff(bounds))[starts[first]]  # rows of the group in front of its run
+    size = np.diff(starts)[first]
+    ones = np.bincount(run, weights=positive, minlength=len(starts) - 1)[first]
+    expected = np.zeros(len(found))
+    chance = ones / size  # that the first positive stands at place j of the run
+    for j in range(int(size.max(initial=0))):
+        expected += chance / (above + j + 1)
+        chance = chance * np.maximum(size - j - ones, 0) / np.maximum(size - j - 1, 1)
+        if not chance.any():
+            break
+    out = np.full(count, np.nan)
+    out[found] = expected
+    return out
 
 
 def topk_overlap(first: np.ndarray, second: np.ndarray, groups: np.ndarray, count: int, k: int) -> np.ndarray:

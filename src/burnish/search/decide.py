@@ -105,7 +105,9 @@ def _what(job: Job, chosen: Trial) -> str:
     else:
         change = f"{metric['delta']:+.6f} [{metric['low']:+.6f}, {metric['high']:+.6f}]"
         allowed = f"{rule.max_drop:g}"
-    name = {"auc": "AUC", "log_loss": "log-loss"}[rule.metric]
+    name = {"auc": "AUC", "gauc": "GAUC", "ndcg": f"NDCG@{rule.k}", "mrr": "MRR", "ece": "ECE"}.get(
+        rule.metric, rule.metric.replace("_", "-")
+    )
     return (
         f"Chosen: {named(chosen)}, {threads(chosen)}: {name} changes by {change} on {measured.quality['rows']:,} rows "
         f"({allowed} is allowed), and one call of {objective.candidates} candidates takes {latency['p50'] / 1000:.3g} ms at p50, "

@@ -53,7 +53,7 @@ def fingerprint(job: Job, model: Any) -> dict[str, str]:
         objective=msgspec.structs.replace(job.objective, qps=1.0),
         search=type(job.search)(seed=job.search.seed),
     )
-    names: tuple[Split, ...] = ("validation", "calibration", "train") if job.search.retrain else ("validation", "calibration")
+    names: tuple[Split, ...] = ("validation", "calibration", "train")
     splits = {split: job.split_path(split) for split in names}
     return {
         "the job": _sha(msgspec.json.encode(measured, order="deterministic")),

@@ -221,7 +221,7 @@ def _judged(subject: Subject, scores: np.ndarray, whole: bool) -> dict[str, Any]
         subject.original[:n],
         scores,
         requests=None if rows.requests is None else rows.requests[:n],
-        slices={name: values[:n] for name, values in rows.slices.items()} if whole else None,
+        slices=subject.slices if whole else None,
         confidence=rule.confidence,
     )
     verdict = gate(found, rule.metric, rule.max_drop, rule.drop_type)
@@ -229,6 +229,7 @@ def _judged(subject: Subject, scores: np.ndarray, whole: bool) -> dict[str, Any]
     if verdict.outcome == "rejected" or (whole and verdict.outcome != "accepted"):
         raise TurnedDown(verdict.sentence, result)
     return result
+        k=rule.k,
 
 
 def resident(artifact: Path) -> dict[str, Any]:

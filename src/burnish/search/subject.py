@@ -15,10 +15,13 @@ import numpy as np
 from burnish.errors import JobError
 from burnish.job import Job
 from burnish.measure.gate import LEAST
+from burnish.measure.quality import PER_REQUEST
 from burnish.measure.traffic import Traffic
-from burnish.rows import Rows, check_ids
+from burnish.passes.evidence import LEAST_ROWS
+from burnish.rows import Rows, check_ids, read
 from burnish.runtime.artifact import Artifact
 from burnish.runtime.scorer import Scorer
+from burnish.search.known_ids import check_shared, id_columns, rarity
 from burnish.train import Progress as TrainingProgress
 from burnish.train import Training
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 CALIBRATION_ROWS = 20_000
 TRAIN_ROWS = 200_000  # more take longer than they gain: the demo's DCN-v2 trains 1,500 rows a second on one core
 TRAFFIC_CALLS = 256
+KNOWN_ROWS = 1_000_000  # in which the ids of the validation rows are looked for
 CHUNK = 8192  # rows scored at once where only the scores matter, not the time
 
 
@@ -55,7 +59,27 @@ class Subject:
         """Read the validation rows, and refuse what the search cannot use."""
         if self.job.search.retrain and self.job.data.train is None:
             raise JobError(f"{Path(self.job.path).name}: search.retrain is true, and there are no train rows. Name a file in data.train")
-        _ = self.file_rows
+        rule, name = self.job.accuracy, Path(self.job.path).name
+        if rule.metric in PER_REQUEST and self.job.data.request is None:
+            raise JobError(
+                f"{name}: accuracy.metric {rule.metric!r} is measured within requests. Name the column of the request in data.request"
+            )
+        self._check_calibration()
+
+    def _check_calibration(self) -> None:
+        """Refuse calibration rows from which no range can be taken: too few, or of ids that the validation rows do not have."""
+        rows, path = self.file_rows, self.job.split_path("calibration")
+        if path is None:
+            return
+        known = self.job.rows("calibration", CALIBRATION_ROWS)
+        if len(known) < LEAST_ROWS:
+            raise JobError(
+                f"{path.name}: {len(known)} calibration rows are too few to know the range of a value; {LEAST_ROWS} are the least. "
+                "Give some ten thousand rows of the training data"
+            )
+        inputs, columns, judged = self.job.signature, self.job.columns, self.job.split_path("validation")
+        assert judged is not None  # a needed key
+        check_shared(judged.name, id_columns(inputs, columns, rows.table), path.name, id_columns(inputs, columns, known.table))
 
     @cached_property
     def file_rows(self) -> Rows:
@@ -75,6 +99,19 @@ class Subject:
         return rows.take(np.argsort(shuffled[rows.requests], kind="stable"))
 
     @cached_property
+    @cached_property
+    def slices(self) -> dict[str, np.ndarray]:
+        """The job's slices, and those of cold and rare ids, as far as the job names rows to tell them by."""
+        path = self.job.split_path("train") or self.job.split_path("calibration")
+        if path is None:
+            return self.rows.slices
+        inputs, columns = self.job.signature, self.job.columns
+        known = read(path, inputs, columns, limit=KNOWN_ROWS)
+        if not len(known):
+            return self.rows.slices
+        ids = id_columns(inputs, columns, self.rows.table)
+        return self.rows.slices | rarity(ids, path.name, id_columns(inputs, columns, known.table))
+
     def calibration(self) -> dict[str, np.ndarray] | None:
         """Rows that quantization may look at, never those it is judged on; None when the job names none."""
         if self.job.split_path("calibration") is None:
