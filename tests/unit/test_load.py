@@ -15,7 +15,9 @@ import pytest
 
 from burnish.errors import MeasureError
 from burnish.inputs import Input
-from burnish.measure import load, queueing
+from burnish.measure import harness, load, queueing
+from burnish.measure.generator import Order
+from burnish.measure.trace import Trace
 from burnish.measure.traffic import Traffic
 
 
@@ -200,6 +202,75 @@ def test_wrong_answers_under_load_make_a_run_invalid():
     found = load.server(drifts, traffic(), qps=2000, seconds=0.4, p99_us=1e6)
     assert found.cause == "wrong answers" and 0 < found.wrong <= found.checked
     assert found.reason.endswith("answers checked during the run were wrong; nothing else it says counts")
+
+
+@pytest.mark.parametrize("share", [0.5, 1.02, 3.0])
+def test_our_early_stopping_is_loadgens_own(share):
+    found = load.server(scoring, traffic(), qps=1500, seconds=0.7, p99_us=1e6)
+    again = load.server(scoring, traffic(), qps=1500, seconds=0.7, p99_us=share * found.p99_us)
+    bound = again.bounds_us["99"]
+    assert again.early_stopping == (bound is not None and bound <= again.slo_us)
+
+
+def test_each_percentile_has_a_bound_as_far_as_the_queries_go():
+    found = load.server(scoring, traffic(), qps=1500, seconds=0.7, p99_us=1e6)
+    assert set(found.bounds_us) == {"50", "90", "99", "99.9"}
+    assert found.bounds_us["50"] > found.p50_us and found.bounds_us["90"] > found.p90_us and found.bounds_us["99"] >= found.p99_us
+    assert found.bounds_us["99.9"] is None  # 4,603 queries are needed
+
+
+def stream(burst, seconds=4, seed=0):
+    """Arrivals at 300 a second on average, `burst` times as many in every fourth quarter of a second as in the others."""
+    random = np.random.default_rng(seed)
+    rates = np.tile([1.0, 1.0, 1.0, burst], seconds)
+    parts = [np.sort(random.random(random.poisson(300 * rate / rates.mean() / 4))) / 4 + i / 4 for i, rate in enumerate(rates)]
+    return Trace(np.concatenate(parts) * 1e6)
+
+
+def test_a_trace_is_replayed_with_its_bursts_and_by_the_same_rules():
+    def takes_two_milliseconds(request, candidates):
+        time.sleep(0.002)
+        return scoring(request, candidates)
+
+    options = {"qps": 300, "seconds": 2.0, "p99_us": 1e6}
+    steady = load.server(takes_two_milliseconds, traffic(), **options, trace=stream(1))
+    bursts = load.server(takes_two_milliseconds, traffic(), **options, trace=stream(9))
+    assert (steady.arrivals, steady.loadgen) == ("trace", "not LoadGen's")
+    assert steady.valid and steady.checked > 0 and steady.wrong == 0 and steady.queries > 459
+    assert bursts.p99_us > 2 * steady.p99_us  # in a burst more comes than two milliseconds each can serve
+    missed = load.server(takes_two_milliseconds, traffic(), **options | {"p99_us": 1000}, trace=stream(1))
+    assert missed.cause in ("p99", "late generator") and not missed.early_stopping
+
+
+def test_a_request_of_a_trace_is_a_call_of_as_many_candidates():
+    asked = []
+
+    def counted(request, candidates):
+        asked.append(len(candidates["x"]))
+        return scoring(request, candidates)
+
+    random = np.random.default_rng(0)
+    counts = random.choice([2, 30], 600, p=[0.8, 0.2])
+    one = Trace(np.cumsum(random.exponential(2000, 600)), counts)
+    rows = {"x": np.random.default_rng(0).random((64, 2), np.float32)}
+    mixed = Traffic.from_rows([Input("x", "float32", (2,))], rows, None, counts, 32)
+    found = load.server(counted, mixed, qps=one.qps, seconds=one.seconds, p99_us=1e6, trace=one)
+    assert found.queries == 600
+    assert asked[-600:] == counts.tolist()
+
+
+def test_the_highest_load_of_a_bursty_trace_is_lower():
+    service = np.array([2000.0])
+    poisson = queueing.highest_load(service, 20_000, queries=20_000)
+    assert queueing.highest_load(service, 20_000, queries=20_000, trace=stream(1)) == pytest.approx(poisson, rel=0.15)
+    assert queueing.highest_load(service, 20_000, queries=20_000, trace=stream(9)) < 0.6 * poisson
+
+
+def test_a_generator_that_dies_ends_the_run_with_a_sentence(tmp_path):
+    with harness.Generator() as generator:
+        run = harness.Run(generator, [scoring], traffic(), set(), 1.0)
+        with pytest.raises(MeasureError, match=r"^the load generator died: .*nothing\.npy"):
+            run.go(Order(str(tmp_path), 16, arrivals=str(tmp_path / "nothing.npy")))
 
 
 def test_a_late_generator_makes_a_run_invalid():

@@ -1,26 +1,23 @@
-"""p99 at a load: open loop, by MLCommons LoadGen's Server scenario, and the highest load that keeps it.
+"""p99 at a load: open loop, by MLCommons LoadGen's Server scenario or a trace of the user's, and the highest load that keeps it.
 
-Queries arrive as a Poisson stream whatever the server does, and a query's time counts from the moment it was meant to start, so a
-server that falls behind cannot hide it (closed-loop tests do). LoadGen draws the arrivals, keeps the clock and applies its
-early-stopping rule; the queue and the server threads are ours. We read LoadGen's trace and not its summary alone, because it has the
-generator's own delay for each query: when that is not small against the objective, it is the generator that was measured, and the
-run is invalid.
+Queries arrive whatever the server does, and a query's time counts from the moment it was meant to start, so a server that falls behind
+cannot hide it (closed-loop tests do). LoadGen draws Poisson arrivals, keeps the clock and applies its early-stopping rule; the queue and
+the server threads are ours. We read LoadGen's trace and not its summary alone, because it has the generator's own delay for each query:
+when that is not small against the objective, it is the generator that was measured, and the run is invalid. The arrivals of a trace are
+replayed by the same process, under the same rules, our own early stopping in the place of LoadGen's.
 """
 
 from __future__ import annotations
 
-import gc
 import json
-import os
-import queue
+import math
 import re
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 import msgspec
@@ -29,17 +26,19 @@ import numpy as np
 from burnish.errors import MeasureError
 from burnish.host import Host, versions
 from burnish.measure import latency
-from burnish.measure.latency import PACKAGES, Scoring, calls_needed
+from burnish.measure.generator import ISSUED, REPLAYED, TRACE, Order
+from burnish.measure.harness import CHECKED, Generator, Run, kept, same
+from burnish.measure.latency import PACKAGES, Scoring, calls_needed, upper_bound
 from burnish.measure.queueing import Prediction, highest_load, simulate
+from burnish.measure.trace import Trace
 from burnish.measure.traffic import Traffic
 
 __all__ = ["LoadResult", "Peak", "Prediction", "highest_load", "peak", "server", "simulate"]
 
 LATE = 0.1  # the generator's p99 delay may be this share of the objective ...
 LATE_US = 200  # ... and this much in any case: waking a thread takes so long, and it counts as latency, so it never flatters
-TRACE = "mlperf_log_trace.json"
-CHECKED = 64  # answers that are kept and compared
-SWITCH_SECONDS = 1e-4  # between threads that want Python's lock: the default of 5 ms would be the p99 of a fast ranker
+QUANTILES = (50.0, 90.0, 99.0, 99.9)  # that are claimed, each with what it does not exceed with 99 % confidence
+OCCUPIED = 201  # quantiles kept of the time that a query takes a server
 
 
 Cause = Literal["", "wrong answers", "disturbed", "overloaded", "late generator", "p99", "too few queries", "loadgen"]
@@ -49,7 +48,8 @@ MACHINE: tuple[Cause, ...] = ("disturbed", "late generator")  # faults of a busy
 
 
 class LoadResult(msgspec.Struct, frozen=True):
-    """One run of LoadGen's Server scenario. Times are microseconds from the intended start of a query to its answer."""
+    """One run of LoadGen's Server scenario, or of a trace by its rules. Times are microseconds from the intended start of a query to its
+    answer."""
 
     qps: float  # asked for
     achieved_qps: float  # answered per second
@@ -59,17 +59,20 @@ class LoadResult(msgspec.Struct, frozen=True):
     p99_us: float
     p999_us: float
     max_us: float
+    bounds_us: dict[str, float | None]  # percentile -> what it does not exceed with 99 % confidence; None where there are too few queries
     queries: int
     seconds: float
     valid: bool  # the objective was met, and the run is one that can show it
     cause: Cause  # why not; "" when valid
     reason: str  # the same in a sentence
-    loadgen: str  # LoadGen's own verdict: VALID, or INVALID and why
+    arrivals: Literal["poisson", "trace"]
+    loadgen: str  # LoadGen's own verdict: VALID, or INVALID and why; of a trace "not LoadGen's"
     early_stopping: bool  # LoadGen's rule: enough queries for the p99 to hold with 99 % confidence
     late_p99_us: float  # the generator's own delay
     service_p50_us: float  # one call, without waiting
     service_p99_us: float
-    harness_us: float  # mean time a server spent on each query outside the call: queue, Python, LoadGen
+    occupied_us: tuple[float, ...]  # quantiles in equal steps: how long a query keeps a server, harness included
+    harness_us: float  # mean time a server spent on each query outside the call: pipe, Python
     utilization: float  # busy share of the servers
     cpu_share: float  # processor time of the servers over their busy time; below 1 they waited, or other programs had their cores
     servers: int
@@ -90,6 +93,11 @@ class Peak(msgspec.Struct, frozen=True):
     tried: tuple[LoadResult, ...]
     sentence: str
 
+    @property
+    def below_qps(self) -> float:
+        """The least load that was seen to miss the objective, infinity when none did: the highest that keeps it lies below this."""
+        return min((run.qps for run in self.tried if run.cause in ("p99", "overloaded") and run.qps > self.qps), default=math.inf)
+
 
 def server(
     call: Scoring | Sequence[Scoring],
@@ -102,15 +110,20 @@ def server(
     expected: Sequence[object] | None = None,
     tolerance: float = 1e-5,
     seed: int = 0,
+    trace: Trace | None = None,
+    generator: Generator | None = None,
 ) -> LoadResult:
-    """Offer `qps` Poisson queries per second for about `seconds`, and compare their p99 with `p99_us`.
+    """Offer `qps` queries per second for about `seconds`, and compare their p99 with `p99_us`.
 
     `call` scores (request, candidates); a sequence gives each server thread its own, otherwise `servers` threads (1) share it. Queries
-    are the calls of `traffic` in random order. A sample of the answers is compared with `expected` (one per call of the traffic; by
-    default what `call` answers beforehand, undisturbed) within `tolerance`. A run at more load than can be served is cut off after
-    twice its time and says so. MeasureError when the call raises, or LoadGen is not installed.
+    come as a Poisson stream and are the calls of `traffic` in random order, or come as the busiest stretch of `trace` at that rate, each
+    with a call of as many candidates as it had there (or nearest to it). A sample of the answers is compared with `expected` (one per
+    call of the traffic; by default what `call` answers beforehand, undisturbed) within `tolerance`. A run at more load than can be served
+    is cut off after twice its time and says so. `generator`: a process to use again. MeasureError when the call raises, or LoadGen is not
+    installed.
     """
-    loadgen = _loadgen()
+    if find_spec("mlperf_loadgen") is None:
+        raise MeasureError("load is measured with MLCommons LoadGen, which is not installed: pip install mlcommons-loadgen")
     calls = list(call) if isinstance(call, Sequence) else [call] * (servers or 1)
     if servers is not None and servers != len(calls):
         raise MeasureError(f"{len(calls)} calls were given for {servers} servers; give one for each, or one for all")
@@ -119,50 +132,57 @@ def server(
     random = np.random.default_rng(seed)
     sampled = sorted(random.choice(len(traffic), min(CHECKED, len(traffic)), replace=False).tolist())
     switched = latency.context_switches()
-    truth = {i: _kept(calls[0](*traffic[i])) if expected is None else expected[i] for i in sampled}
+    truth = {i: kept(calls[0](*traffic[i])) if expected is None else expected[i] for i in sampled}
     computes = (latency.context_switches() - switched)[0] < len(truth) / 2  # it does not wait for a device or another process
     for each in calls:
         each(*traffic[0])  # warm, on whatever thread; the run itself begins with an idle server
-    run = _Run(loadgen, calls, traffic, set(truth), give_up_after=2 * seconds + 1)
-    settings = loadgen.TestSettings()
-    settings.scenario = loadgen.TestScenario.Server
-    settings.mode = loadgen.TestMode.PerformanceOnly
-    settings.server_target_qps = qps
-    settings.server_target_latency_ns = round(p99_us * 1000)
-    settings.server_target_latency_percentile = 0.99
-    settings.min_duration_ms = round(seconds * 1000)
-    settings.min_query_count = 1
-    settings.qsl_rng_seed, settings.sample_index_rng_seed, settings.schedule_rng_seed = random.integers(1, 2**31, 3).tolist()
-    with tempfile.TemporaryDirectory(prefix="burnish-loadgen-") as logs:
-        run.go(settings, logs)
-        summary = _summary(Path(logs) / "mlperf_log_detail.txt")
-        scheduled_us, delay_us, latency_us = _samples(Path(logs) / TRACE)
-    late_us = _lateness(run.issued_ns, scheduled_us, delay_us)
-    wrong = sum(not _same(answer, truth[index], tolerance) for index, answer in run.answers)
-    service = np.asarray(run.service_ns) / 1000
+    with ExitStack() as opened:
+        logs = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="burnish-loadgen-")))
+        generator = generator or opened.enter_context(Generator())
+        run = Run(generator, calls, traffic, set(truth), give_up_after=2 * seconds + 1)
+        if trace is None:
+            run.go(Order(str(logs), len(traffic), _settings(qps, seconds, p99_us, random)))
+            if not (logs / TRACE).exists():
+                files = ", ".join(sorted(path.name for path in logs.iterdir())) or "none"
+                raise MeasureError(f"LoadGen ended without results; its files were {files}")
+            summary = _summary(logs / "mlperf_log_detail.txt")
+            scheduled_us, delay_us, latency_us = _samples(logs / TRACE)
+            late_us = _lateness(np.load(logs / ISSUED), scheduled_us, delay_us)
+            verdict, early = _verdict(summary), bool(summary["early_stopping_met"])
+        else:
+            np.save(logs / "arrivals.npy", _arrivals(trace, traffic, qps, seconds, random))
+            run.go(Order(str(logs), len(traffic), arrivals=str(logs / "arrivals.npy")))
+            scheduled_us, late_us, latency_us = np.load(logs / REPLAYED)
+            verdict, early = "not LoadGen's", upper_bound(np.sort(latency_us), 99) <= p99_us
+    service, harness = np.asarray(run.service_ns) / 1000, np.asarray(run.harness_ns) / 1000
+    ascending = np.sort(latency_us)
     span = float((scheduled_us + latency_us).max() - scheduled_us.min())
+    bounds = {f"{q:g}": upper_bound(ascending, q) for q in QUANTILES}
     result = LoadResult(
         qps=qps,
         achieved_qps=len(latency_us) / span * 1e6,
         slo_us=p99_us,
         **{name: _rank(latency_us, q) for name, q in (("p50_us", 50), ("p90_us", 90), ("p99_us", 99), ("p999_us", 99.9), ("max_us", 100))},
+        bounds_us={q: us if math.isfinite(us) else None for q, us in bounds.items()},
         queries=len(latency_us),
         seconds=span / 1e6,
         valid=False,
         cause="",
         reason="",
-        loadgen=_verdict(summary),
-        early_stopping=summary["early_stopping_met"],
+        arrivals="poisson" if trace is None else "trace",
+        loadgen=verdict,
+        early_stopping=early,
         late_p99_us=_rank(late_us, 99),
         service_p50_us=_rank(service, 50),
         service_p99_us=_rank(service, 99),
-        harness_us=float(sum(run.harness_ns) / max(1, len(service)) / 1000),
+        occupied_us=tuple(np.percentile(service + harness, np.linspace(0, 100, OCCUPIED)).tolist()) if len(service) else (),
+        harness_us=float(harness.sum() / max(1, len(service))),
         utilization=float(service.sum() / span / len(calls)),
         cpu_share=run.server_cpu_ns / (sum(run.service_ns) + sum(run.harness_ns)) if run.service_ns else 0.0,
         servers=len(calls),
         candidates=float(np.diff(traffic.ends).mean()),
         checked=len(run.answers),
-        wrong=wrong,
+        wrong=sum(not same(answer, truth[index], tolerance) for index, answer in run.answers),
         curve=tuple((q, _rank(latency_us, q)) for q in (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9) if len(latency_us) * (100 - q) > 99.9),
         cores=run.cores,
         host=Host.here(),
@@ -185,6 +205,7 @@ def peak(
     budget_seconds: float = 45.0,
     precision: float = 0.03,
     seed: int = 0,
+    trace: Trace | None = None,
 ) -> Peak:
     """The highest load whose p99 stays within `p99_us`, to `precision`, found within about `budget_seconds`.
 
@@ -204,34 +225,36 @@ def peak(
 
     def holds(qps: float, wanted: float, tries: int = 1) -> bool:
         for _ in range(tries):  # a fault of the machine says nothing about the load
-            tried.append(server(calls, traffic, qps, seconds_for(qps, wanted), p99_us, seed=seed + len(tried)))
+            options = {"seed": seed + len(tried), "trace": trace, "generator": generator}
+            tried.append(server(calls, traffic, qps, seconds_for(qps, wanted), p99_us, **options))  # type: ignore[arg-type]
             if tried[-1].cause not in MACHINE:
                 break
         return tried[-1].valid
 
-    expected = highest_load(service_us, p99_us, len(calls), seed)
+    expected = highest_load(service_us, p99_us, len(calls), seed, trace=trace)
     if expected == 0:
         told = f"a call alone, without any waiting, has p99 {np.percentile(service_us, 99):,.0f} us; {p99_us:,.0f} us are allowed"
         return Peak(0.0, None, (), f"no load keeps p99: {told}")
     low, high, load = 0.0, capacity, min(expected, 0.95 * capacity)
-    while high - low > precision * high and end - time.monotonic() > seconds_for(load, seconds) + seconds_for(load, confirm_seconds):
-        if holds(load, seconds, tries=2):
-            low = load
-        else:
-            high = load
-        # small steps around what the simulation expects, until both ends are known
-        load = (low + high) / 2 if low and high < capacity else min(low * 1.1, (low + capacity) / 2) if low else 0.8 * high
-    best: LoadResult | None = None
-    wanted, failed, step = low or load, high, precision
-    while end - time.monotonic() > (seconds_for(wanted, confirm_seconds) if best else 0):
-        if holds(wanted, confirm_seconds):
-            best = tried[-1]
-            if failed - wanted <= precision * failed or wanted == low:
-                break
-        else:
-            failed = wanted
-        below = best.qps if best else failed * (1 - step)
-        wanted, step = (below + failed) / 2 if best else below, min(0.5, 2 * step)
+    with Generator() as generator:
+        while high - low > precision * high and end - time.monotonic() > seconds_for(load, seconds) + seconds_for(load, confirm_seconds):
+            if holds(load, seconds, tries=2):
+                low = load
+            else:
+                high = load
+            # small steps around what the simulation expects, until both ends are known
+            load = (low + high) / 2 if low and high < capacity else min(low * 1.1, (low + capacity) / 2) if low else 0.8 * high
+        best: LoadResult | None = None
+        wanted, failed, step = low or load, high, precision
+        while end - time.monotonic() > (seconds_for(wanted, confirm_seconds) if best else 0):
+            if holds(wanted, confirm_seconds):
+                best = tried[-1]
+                if failed - wanted <= precision * failed or wanted == low:
+                    break
+            else:
+                failed = wanted
+            below = best.qps if best else failed * (1 - step)
+            wanted, step = (below + failed) / 2 if best else below, min(0.5, 2 * step)
     if best:
         told = f"{best.qps:,.0f} queries per second keep p99 at {best.p99_us:,.0f} us, within {p99_us:,.0f} us ({best.queries:,} queries)"
         return Peak(best.qps, best, tuple(tried), told)
@@ -239,128 +262,47 @@ def peak(
     return Peak(0.0, None, tuple(tried), f"no load was found that keeps p99 within {p99_us:,.0f} us; the last run: {last}")
 
 
-class _Run:
-    """A system under test for LoadGen: one queue, one thread for each of `calls`, and a thread for the generator."""
-
-    def __init__(self, loadgen: ModuleType, calls: list[Scoring], traffic: Traffic, keep: set[int], give_up_after: float) -> None:
-        self.loadgen = loadgen
-        self.calls = calls
-        self.traffic = list(traffic)
-        self.keep = keep
-        self.give_up_after = give_up_after
-        self.queue: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
-        self.issued_ns: list[int] = []
-        self.service_ns: list[int] = []
-        self.harness_ns: list[int] = []
-        self.answers: list[tuple[int, object]] = []
-        self.server_cpu_ns = 0
-        self.generator_cpu_ns = 0
-        self.ended = threading.Event()
-        self.gave_up = False
-        self.failure: BaseException | None = None
-        self.cores: tuple[tuple[int, ...], ...] = _cores(len(calls))
-
-    def go(self, settings: object, logs: str) -> None:
-        """Run to the end; MeasureError if a call raised."""
-        switch, collects = sys.getswitchinterval(), gc.isenabled()
-        workers = [threading.Thread(target=self._serve, args=(i,), daemon=True) for i in range(len(self.calls))]
-        # LoadGen blocks in C++ until the run ends: on a thread of its own Ctrl-C still reaches us
-        generator = threading.Thread(target=self._generate, args=(settings, logs), daemon=True)
-        sys.setswitchinterval(SWITCH_SECONDS)
-        gc.collect()
-        gc.disable()
-        self.stop_at = time.monotonic() + self.give_up_after
-        process_ns = time.process_time_ns()
-        try:
-            for thread in (*workers, generator):
-                thread.start()
-            self.ended.wait()  # not join: Ctrl-C during a join makes Python 3.11 take the thread for ended
-        finally:
-            self.stop_at = 0.0  # after Ctrl-C: answer what is still to come without scoring
-            generator.join()
-            for _ in workers:
-                self.queue.put(None)
-            for thread in workers:
-                thread.join()
-            self.server_cpu_ns = time.process_time_ns() - process_ns - self.generator_cpu_ns
-            sys.setswitchinterval(switch)
-            if collects:
-                gc.enable()
-        if self.failure is not None:
-            raise MeasureError(f"the engine failed under load: {type(self.failure).__name__}: {self.failure}") from self.failure
-        if not Path(logs, TRACE).exists():
-            raise MeasureError(f"LoadGen ended without results; its files were {', '.join(sorted(os.listdir(logs))) or 'none'}")
-
-    def _generate(self, settings: object, logs: str) -> None:
-        try:
-            self._pin(0)
-            lg = self.loadgen
-            log = lg.LogSettings()
-            log.enable_trace = True
-            log.log_output = lg.LogOutputSettings()
-            log.log_output.outdir = logs
-            log.log_output.copy_summary_to_stdout = log.log_output.copy_detail_to_stdout = False
-            sut = lg.ConstructSUT(self._issue, lambda: None)
-            count = len(self.traffic)
-            qsl = lg.ConstructQSL(count, count, lambda _: None, lambda _: None)
-            lg.StartTestWithLogSettings(sut, qsl, settings, log, "")
-            lg.DestroyQSL(qsl)
-            lg.DestroySUT(sut)
-        finally:
-            self.generator_cpu_ns = time.thread_time_ns()
-            self.ended.set()
-
-    def _issue(self, samples: list) -> None:
-        now = time.perf_counter_ns()
-        for sample in samples:
-            self.issued_ns.append(now)
-            self.queue.put((sample.id, sample.index))
-
-    def _serve(self, number: int) -> None:
-        self._pin(1 + number)
-        clock, call, calls, keep = time.perf_counter_ns, self.calls[number], self.traffic, self.keep
-        complete, response = self.loadgen.QuerySamplesComplete, self.loadgen.QuerySampleResponse
-        while (query := self.queue.get()) is not None:
-            taken = clock()
-            ident, index = query
-            if self.failure is None and time.monotonic() < self.stop_at:
-                begin = clock()
-                try:
-                    answer = call(*calls[index])
-                except Exception as error:  # whatever it is: LoadGen waits for ever for a query that is never answered
-                    self.failure = error
-                    answer = None
-                end = clock()
-                self.service_ns.append(end - begin)
-                if index in keep and len(self.answers) < 4 * CHECKED:
-                    self.answers.append((index, _kept(answer)))
-                complete([response(ident, 0, 0)])
-                self.harness_ns.append(begin - taken + clock() - end)
-            else:
-                self.gave_up = True
-                complete([response(ident, 0, 0)])
-
-    def _pin(self, place: int) -> None:
-        if self.cores:
-            os.sched_setaffinity(0, self.cores[place])
+def loadgens_peak(call: Scoring, traffic: Traffic, p99_us: float, *, start_qps: float, seconds: float = 5.0, seed: int = 0) -> float:
+    """The highest load by LoadGen's own FindPeakPerformance mode, each of whose runs lasts `seconds`: what `peak` is compared with. It
+    begins at `start_qps`, which must hold, and knows nothing of late generators or wrong answers."""
+    with tempfile.TemporaryDirectory(prefix="burnish-loadgen-") as logs, Generator() as generator:
+        run = Run(generator, [call], traffic, set(), give_up_after=math.inf)
+        settings = _settings(start_qps, seconds, p99_us, np.random.default_rng(seed))
+        run.go(Order(logs, len(traffic), settings, find_peak=True))
+        found = _summary(Path(logs) / "mlperf_log_detail.txt")
+    if "requested_server_find_peak_qps_decimals_of_precision" not in found:
+        raise MeasureError("LoadGen's FindPeakPerformance ended without a result")
+    return float(found.get("scheduled_samples_per_second", math.nan))
 
 
-def _cores(servers: int) -> tuple[tuple[int, ...], ...]:
-    """Cores of the generator and of each server: one each while there are enough; servers share what the generator leaves otherwise, and
-    nothing is pinned on a single core."""
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if len(allowed) < 2:
-        return ()
-    rest = allowed[1:]
-    return ((allowed[0],), *((rest[i],) if servers <= len(rest) else tuple(rest) for i in range(servers)))
+def _settings(qps: float, seconds: float, p99_us: float, random: np.random.Generator) -> dict[str, int | float]:
+    """LoadGen's settings of one run, by the names it has for them."""
+    seeds = random.integers(1, 2**31, 3).tolist()
+    return {
+        "server_target_qps": qps,
+        "server_target_latency_ns": round(p99_us * 1000),
+        "server_target_latency_percentile": 0.99,
+        "min_duration_ms": round(seconds * 1000),
+        "min_query_count": 1,
+        **dict(zip(("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed"), seeds)),
+    }
 
 
-def _loadgen() -> ModuleType:
-    try:
-        import mlperf_loadgen
-    except ImportError:
-        raise MeasureError("load is measured with MLCommons LoadGen, which is not installed: pip install mlcommons-loadgen") from None
-    return mlperf_loadgen
+def _arrivals(trace: Trace, traffic: Traffic, qps: float, seconds: float, random: np.random.Generator) -> np.ndarray:
+    """(2, queries): when each query of a replay comes, and the call it is."""
+    times, counts = trace.busiest(seconds).at(qps, int(random.integers(2**31)), seconds)
+    if len(times) == 0:
+        raise MeasureError(f"{qps:g} queries per second for {seconds:g} s are no query at all. Run longer or at more load")
+    if counts is None:
+        return np.stack([times, random.integers(len(traffic), size=len(times)).astype(float)])
+    sizes = np.diff(traffic.ends)
+    order = np.argsort(sizes, kind="stable")
+    known, first, many = np.unique(sizes[order], return_index=True, return_counts=True)
+    right = np.minimum(np.searchsorted(known, counts), len(known) - 1)
+    left = np.maximum(right - 1, 0)
+    nearest = np.where(np.abs(known[left] - counts) < np.abs(known[right] - counts), left, right)
+    chosen = order[first[nearest] + (random.random(len(counts)) * many[nearest]).astype(int)]
+    return np.stack([times, chosen.astype(float)])
 
 
 def _summary(path: Path) -> dict:
@@ -396,29 +338,15 @@ def _samples(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return table[:, 0], table[:, 2] / 1000, table[:, 3] / 1000
 
 
-def _lateness(issued_ns: list[int], scheduled_us: np.ndarray, delay_us: np.ndarray) -> np.ndarray:
+def _lateness(issued_ns: np.ndarray, scheduled_us: np.ndarray, delay_us: np.ndarray) -> np.ndarray:
     """How late each query reached our queue. LoadGen's own delay ends before it has Python's lock; our clock reads after. The offset of the
     two clocks is the smallest difference seen: some query waited for nothing."""
-    ours = np.asarray(issued_ns[: len(scheduled_us)]) / 1000 - scheduled_us
+    ours = np.asarray(issued_ns)[: len(scheduled_us)] / 1000 - scheduled_us
     return ours - (ours - delay_us).min()
 
 
 def _rank(values: np.ndarray, q: float) -> float:
     return float(np.percentile(values, q, method="inverted_cdf")) if len(values) else float("nan")
-
-
-def _kept(answer: object) -> object:
-    """A copy: an engine may use the memory of an answer again for the next."""
-    if isinstance(answer, dict):
-        return {name: np.copy(value) for name, value in answer.items()}
-    return np.copy(answer)  # type: ignore[call-overload]
-
-
-def _same(answer: object, truth: object, tolerance: float) -> bool:
-    if isinstance(truth, dict):
-        return isinstance(answer, dict) and all(_same(answer.get(name), value, tolerance) for name, value in truth.items())
-    a, b = np.asarray(answer), np.asarray(truth)
-    return a.shape == b.shape and bool(np.all(np.abs(a.astype(np.float64) - b) <= tolerance))
 
 
 def _judge(result: LoadResult, overloaded: bool = False, robbed: bool = False) -> tuple[Cause, str]:
@@ -450,7 +378,7 @@ def _judge(result: LoadResult, overloaded: bool = False, robbed: bool = False) -
             + (f": LoadGen's early-stopping rule asks for at least {int(more[1]):,} more" if more else "")
             + ". Run longer"
         )
-    if result.loadgen != "VALID":
+    if result.arrivals == "poisson" and result.loadgen != "VALID":
         return "loadgen", f"LoadGen calls the run {result.loadgen}"
     return "", ""
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from burnish.errors import MeasureError
+from burnish.measure.trace import Trace
 
 BATCHES = 20  # for the standard error of p99 by batch means; queueing delays are too correlated for order statistics
 
@@ -84,15 +85,18 @@ def departures(arrivals: np.ndarray, service: np.ndarray, servers: int) -> np.nd
     return leave
 
 
-def highest_load(service_us: ArrayLike, p99_us: float, servers: int = 1, seed: int = 0, queries: int = 100_000) -> float:
+def highest_load(
+    service_us: ArrayLike, p99_us: float, servers: int = 1, seed: int = 0, queries: int = 100_000, trace: Trace | None = None
+) -> float:
     """Queries per second up to which the simulated p99 stays within `p99_us`, to half a percent of capacity; 0 when even an idle
-    server misses it."""
+    server misses it. Arrivals are Poisson, or those of `trace` at that rate."""
     service_us = np.asarray(service_us, np.float64)
     capacity = servers * 1e6 / float(service_us.mean())
     low, high = 0.0, capacity
     while high - low > capacity / 200:
         middle = (low + high) / 2
-        if simulate(service_us, middle, servers, seed, queries).p99_us <= p99_us:
+        arrivals = None if trace is None else trace.at(middle, seed, queries / middle)[0]
+        if simulate(service_us, middle, servers, seed, queries, arrivals).p99_us <= p99_us:
             low = middle
         else:
             high = middle
