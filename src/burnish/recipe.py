@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from burnish.train import Training
 
 
+HalfFloat = Literal["bfloat16", "float16"]
 Sizes = tuple[tuple[str, int], ...]  # of some places, by name
 
 
@@ -90,9 +91,10 @@ class LowRank(StepBase, frozen=True):
             raise RecipeError("step LowRank has both rank and error. Give one of them")
 
 
-class Bf16(StepBase, frozen=True):
-    """Linears with at least `narrowest` outputs round their operands to bfloat16 and accumulate in float32."""
+class Half(StepBase, frozen=True):
+    """Linears with at least `narrowest` outputs round their operands to `dtype` and accumulate in float32."""
 
+    dtype: HalfFloat = "bfloat16"
     narrowest: int = 8
 
 
@@ -188,8 +190,10 @@ class MixedTables(StepBase, frozen=True):
     int4: tuple[str, ...] | Literal["auto"] = "auto"
 
 
-class Bf16Tables(StepBase, frozen=True):
-    """Tables that are looked up hold bfloat16 rows."""
+class HalfTables(StepBase, frozen=True):
+    """Tables that are looked up hold rows of `dtype`; float16 is eight times as fine, and ends at 65,504."""
+
+    dtype: HalfFloat = "bfloat16"
 
 
 Step = (
@@ -199,14 +203,14 @@ Step = (
     | FactorRequest
     | Prune
     | LowRank
-    | Bf16
+    | Half
     | Int8
     | Finetune
     | Qat
     | Int8Tables
     | Int4Tables
     | MixedTables
-    | Bf16Tables
+    | HalfTables
 )
 
 # the function of each step, imported on first use: (graph[, calibration][, training, original], **fields) -> graph
@@ -217,14 +221,14 @@ STEPS: dict[type, str] = {
     FactorRequest: "burnish.passes.factor:factor_request",
     Prune: "burnish.passes.prune:prune",
     LowRank: "burnish.passes.lowrank:low_rank",
-    Bf16: "burnish.quantize.bf16:bf16",
+    Half: "burnish.quantize.half:half",
     Int8: "burnish.quantize.ptq:int8",
     Finetune: "burnish.train.finetune:finetune",
     Qat: "burnish.train.qat:qat",
     Int8Tables: "burnish.quantize.tables:int8_tables",
     Int4Tables: "burnish.quantize.tables:int4_tables",
     MixedTables: "burnish.quantize.tables:mixed_tables",
-    Bf16Tables: "burnish.quantize.tables:bf16_tables",
+    HalfTables: "burnish.quantize.tables:half_tables",
 }
 
 
@@ -268,8 +272,10 @@ _CLEAN = (Tidy(), Embeddings(), Interactions())
 RECIPES: dict[str, tuple[Step, ...]] = {
     "original": (),  # the graph as it was captured
     "fp32": (*_CLEAN, FactorRequest()),
-    "bf16": (*_CLEAN, Bf16(), FactorRequest()),
-    "bf16-tables": (*_CLEAN, Bf16(), Bf16Tables(), FactorRequest()),
+    "bf16": (*_CLEAN, Half(), FactorRequest()),
+    "bf16-tables": (*_CLEAN, Half(), HalfTables(), FactorRequest()),
+    "fp16": (*_CLEAN, Half("float16"), FactorRequest()),
+    "fp16-tables": (*_CLEAN, Half("float16"), HalfTables("float16"), FactorRequest()),
     "int8": (*_CLEAN, Int8(), FactorRequest()),
     "int8-tables": (*_CLEAN, Int8(), Int8Tables(), FactorRequest()),
     "int8-mixed-tables": (*_CLEAN, Int8(), MixedTables(), FactorRequest()),

@@ -15,9 +15,9 @@ from burnish.inputs import Input
 from burnish.recipe import (
     RECIPES,
     STEPS,
-    Bf16,
     FactorRequest,
     Finetune,
+    Half,
     Int8,
     Recipe,
     Step,
@@ -41,7 +41,7 @@ int8_steps = st.builds(
 plain_steps = st.sampled_from([kind() for kind in STEPS])
 recipes = st.builds(
     Recipe,
-    steps=st.lists(int8_steps | plain_steps | st.builds(Bf16, narrowest=st.integers(1, 99)), max_size=6).map(tuple),
+    steps=st.lists(int8_steps | plain_steps | st.builds(Half, dtype=st.sampled_from(["bfloat16", "float16"]), narrowest=st.integers(1, 99)), max_size=6).map(tuple),
     backend=st.text(max_size=12),
     threads=st.integers(1, 64),
     name=st.text(max_size=20),
@@ -94,7 +94,7 @@ def test_describe_says_only_what_is_not_the_default():
     [
         ('[[steps]]\nstep = "Int9"', r"step 1 of the recipe .*r\.toml is 'Int9'\. Use one of Tidy, Embeddings, .*Int8"),
         ("[[steps]]\nranges = 1", r"step 1 of the recipe .*r\.toml does not say its name as `step`\. Use one of Tidy"),
-        ('[[steps]]\nstep = "Bf16"\nwidth = 1', r"step 1 of the recipe .*, Bf16, has no field 'width'; its fields are narrowest"),
+        ('[[steps]]\nstep = "Half"\nwidth = 1', r"step 1 of the recipe .*, Half, has no field 'width'; its fields are dtype, narrowest"),
         ('[[steps]]\nstep = "Tidy"\nwidth = 1', r"step 1 of the recipe .*, Tidy, has no field 'width'; its fields are none"),
         (
             '[[steps]]\nstep = "Int8"\nranges = "kl"',
@@ -139,9 +139,9 @@ def test_apply_asks_for_the_train_rows_it_needs():
 
 
 def test_apply_names_the_step_that_leaves_a_broken_graph(monkeypatch):
-    monkeypatch.setattr("burnish.quantize.bf16.bf16", lambda graph, narrowest: Graph(graph.inputs, {}))
-    with pytest.raises(RecipeError, match=r"step Bf16 of recipe 'mine' left a graph that does not hold: the graph has no output"):
-        apply(_linear_graph(), Recipe((Bf16(),), name="mine"))
+    monkeypatch.setattr("burnish.quantize.half.half", lambda graph, dtype, narrowest: Graph(graph.inputs, {}))
+    with pytest.raises(RecipeError, match=r"step Half of recipe 'mine' left a graph that does not hold: the graph has no output"):
+        apply(_linear_graph(), Recipe((Half(),), name="mine"))
 
 
 def test_apply_without_steps_is_the_graph_itself():

@@ -1,6 +1,7 @@
 """Tables in fewer bits: each row within its own step, the same table once, memory bounded, and what must be left alone left alone."""
 
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from burnish.graph.ops import Op
 from burnish.graph.verify import verify
 from burnish.inputs import Input
 from burnish.quantize import affine, tables
-from burnish.quantize.bf16 import bf16
-from burnish.quantize.tables import bf16_tables, int4_tables, int8_tables, mixed_tables
+from burnish.quantize.half import half
+from burnish.quantize.tables import half_tables, int4_tables, int8_tables, mixed_tables
 
 rng = np.random.default_rng(0)
 IDS = Input("ids", "int64", (6,), cardinality=100)
@@ -35,7 +36,10 @@ def every_row(graph: Graph) -> np.ndarray:
     return interpret(graph, {"ids": ids})["y"].reshape(102, -1)[:100]
 
 
-@pytest.mark.parametrize(("change", "step"), [(int8_tables, 1 / 254), (int4_tables, 1 / 14 * 2), (bf16_tables, 1 / 256)])
+@pytest.mark.parametrize(
+    ("change", "step"),
+    [(int8_tables, 1 / 254), (int4_tables, 1 / 14 * 2), (half_tables, 1 / 256), (partial(half_tables, dtype="float16"), 1 / 2048)],
+)
 def test_each_value_comes_back_within_its_rows_step(change, step):
     table = rows(16)
     got = every_row(verify(change(looked_up(table))))
@@ -43,7 +47,9 @@ def test_each_value_comes_back_within_its_rows_step(change, step):
     assert (got[40] == 0).all()
 
 
-@pytest.mark.parametrize(("change", "width"), [(int8_tables, 20), (int4_tables, 12), (bf16_tables, 32)])
+@pytest.mark.parametrize(
+    ("change", "width"), [(int8_tables, 20), (int4_tables, 12), (half_tables, 32), (partial(half_tables, dtype="float16"), 32)]
+)
 def test_a_narrow_table_takes_a_quarter_an_eighth_half_the_bytes_and_a_scale_a_row(change, width):
     assert sum(held.nbytes for held in change(looked_up(rows(16))).weights.values()) == 100 * width
 
@@ -110,16 +116,30 @@ def test_a_mapped_table_is_narrowed_in_pieces(tmp_path, monkeypatch):
     assert (node.inputs[0]["weight"].array == whole).all() and (node.inputs[1]["weight"].array[:, 0] == scale).all()
 
 
-def test_bf16_rounds_wide_linears_and_leaves_the_head():
+@pytest.mark.parametrize(("dtype", "step"), [("bfloat16", 1 / 256), ("float16", 1 / 2048)])
+def test_half_floats_round_wide_linears_and_leave_the_head(dtype, step):
     x = Input("x", "float32", (32,))
     w, head = rng.normal(size=(16, 32)).astype(np.float32), rng.normal(size=(1, 16)).astype(np.float32)
     hidden = Node(Op.LINEAR, (input_node(x), weight("w", w), weight("b", np.zeros(16, np.float32))))
     graph = Graph([x], {"y": Node(Op.LINEAR, (hidden, weight("head", head), weight("c", np.zeros(1, np.float32))))})
-    narrow = verify(bf16(graph))
-    assert [node["compute"] for node in narrow.order if node.op is Op.LINEAR] == ["bfloat16", "float32"]
+    narrow = verify(half(graph, dtype))
+    assert [node["compute"] for node in narrow.order if node.op is Op.LINEAR] == [dtype, "float32"]
     table = {"x": rng.normal(size=(50, 32)).astype(np.float32)}
-    bound = (np.abs(table["x"]) @ np.abs(w).T @ np.abs(head).T) / 128  # each operand moves by at most 1/256 of itself
+    bound = (np.abs(table["x"]) @ np.abs(w).T @ np.abs(head).T) * 2 * step * 1.01  # each operand moves by at most a step of itself
     assert (np.abs(interpret(narrow, table)["y"] - interpret(graph, table)["y"]) <= bound).all()
+
+
+def test_what_float16_cannot_hold_stays_float32():
+    """65,520 and more would become infinite; bfloat16 holds them."""
+    table = rows(16)
+    table[3, 2] = 7e4
+    for dtype, stored in (("float16", "float32"), ("bfloat16", "bfloat16")):
+        held = half_tables(looked_up(table), dtype).weights.values()
+        assert [one.dtype for one in held] == [stored]
+    x, w = Input("x", "float32", (16,)), np.full((8, 16), -7e4, np.float32)
+    graph = Graph([x], {"y": Node(Op.LINEAR, (input_node(x), weight("w", w), weight("b", np.zeros(8, np.float32))))})
+    for dtype, compute in (("float16", "float32"), ("bfloat16", "bfloat16")):
+        assert [node["compute"] for node in half(graph, dtype).order if node.op is Op.LINEAR] == [compute]
 
 
 def two_tables(heard: float) -> tuple[Graph, dict[str, np.ndarray]]:

@@ -13,6 +13,7 @@ from burnish.graph.weights import pack_int4, to_bfloat16
 from burnish.passes.budget import Level, Sizes, spend
 from burnish.passes.evidence import Judge, Rows, split
 from burnish.quantize import affine
+from burnish.quantize.half import fits_half
 
 CHUNK_BYTES = 64 << 20  # of float32 rows widened at a time, so that a mapped table of any size takes this much memory and its result
 INT4_MIN, INT4_MAX = -8, 7
@@ -72,9 +73,12 @@ def _as_named(graph: Graph, int4: Sequence[str]) -> Graph:
     return _replaced(graph, {node: _int4(node) if name in int4 else _int8(node) for name, node in tables.items()})
 
 
-def bf16_tables(graph: Graph) -> Graph:
-    """lookup(table, ids)  ->  lookup(cast(bfloat16 table), ids), and the same for bag; leaves what int8_tables leaves but narrow ones."""
-    return _narrow(graph, lambda node: True, _bf16)
+def half_tables(graph: Graph, dtype: str = "bfloat16") -> Graph:
+    """lookup(table, ids)  ->  lookup(cast(bfloat16 or float16 table), ids), and the same for bag.
+
+    Leaves what int8_tables leaves but narrow ones, and for float16 tables with a value that would become infinite.
+    """
+    return _narrow(graph, lambda node: fits_half(node["weight"].array, dtype), lambda node: _half(node, dtype))
 
 
 def _has_scale(table: Node) -> bool:
@@ -127,12 +131,13 @@ def _int4(table: Node) -> Node:
     return Node(Op.DEQUANTIZE, (weight(f"{held.name}.int4", packed, "int4"), weight(f"{held.name}.scale", scale)))
 
 
-def _bf16(table: Node) -> Node:
+def _half(table: Node, dtype: str) -> Node:
     held = table["weight"]
-    bits = np.empty(held.shape, np.uint16)
+    narrow = np.empty(held.shape, np.uint16 if dtype == "bfloat16" else np.float16)
     for rows in _chunks(held.shape):
-        bits[rows] = to_bfloat16(np.asarray(held.array[rows]))
-    return Node(Op.CAST, (weight(f"{held.name}.bf16", bits, "bfloat16"),), dtype="float32")
+        values = np.asarray(held.array[rows])
+        narrow[rows] = to_bfloat16(values) if dtype == "bfloat16" else values
+    return Node(Op.CAST, (weight(f"{held.name}.{dtype}", narrow, dtype),), dtype="float32")
 
 
 def int4_rows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
