@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 APT := chromium qemu-user-static libc6-arm64-cross
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check bench serve-demo browser clean
+.PHONY: demo test check bench accuracy serve-demo browser clean
 .DELETE_ON_ERROR:
 
 demo: $(DATA)/dcn_v2.pt  ## from nothing to a decision: data, a trained model, burnish optimize
@@ -24,6 +24,10 @@ check: $(INSTALLED)  ## style, types, import direction, docs
 
 bench: $(DATA)/dcn_v2.pt  ## every published figure, into docs/benchmarks.md
 	$(BIN)/python benchmarks/run.py --out docs/benchmarks.md
+	$(BIN)/python benchmarks/accuracy.py --short
+
+accuracy: $(DATA)/dcn_v2.pt  ## what cheaper costs in accuracy, over rankers of many families, into docs/accuracy.md; a stopped run goes on
+	$(BIN)/python benchmarks/accuracy.py
 
 serve-demo: out/demo/artifact/manifest.json  ## the demo's artifact on http://127.0.0.1:8000
 	$(BIN)/burnish serve out/demo/artifact

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,11 @@ class First(nn.Module):
         return self.ids(ids).sum(1) + self.dense(dense)
 
 
+def pairs(a: Tensor, b: Tensor) -> Tensor:
+    """(N, F, W) twice -> (N, F (F - 1) / 2, W), products of a field of the first and each later one of the second."""
+    return torch.cat([a[:, i : i + 1] * b[:, i + 1 :] for i in range(a.shape[1] - 1)], dim=1)
+
+
 class DCNv1(Ranker):
     """Wang et al. 2017: cross layers x0 (w . x) + b + x, of a vector each, beside a deep net."""
 
@@ -98,7 +103,7 @@ class DCNv1(Ranker):
 class DCNMix(Ranker):
     """Wang et al. 2021: cross layers whose matrix is a gated mixture of low ranks, before a deep net."""
 
-    def __init__(self, fields: Fields, crosses: int = 2, experts: int = 4, rank: int = 32) -> None:
+    def __init__(self, fields: Fields, crosses: int = 2, experts: int = 2, rank: int = 32) -> None:
         super().__init__(fields)
         d = fields.features
         self.down = nn.ParameterList(nn.Parameter(torch.randn(experts, d, rank) * d**-0.5) for _ in range(crosses))
@@ -150,8 +155,8 @@ class DLRM(Ranker):
         x = self.bottom(dense)
         both = torch.cat([x.unsqueeze(1), self.embed(ids)], dim=1)
         i, j = torch.tril_indices(both.shape[1], both.shape[1], offset=-1)
-        pairs = torch.bmm(both, both.transpose(1, 2))[:, i, j]
-        return torch.sigmoid(self.head(self.top(torch.cat([x, pairs], dim=1)))).squeeze(1)
+        dots = torch.bmm(both, both.transpose(1, 2))[:, i, j]
+        return torch.sigmoid(self.head(self.top(torch.cat([x, dots], dim=1)))).squeeze(1)
 
 
 class WideDeep(Ranker):
@@ -172,34 +177,35 @@ class DeepFM(WideDeep):
 
     def forward(self, ids: Tensor, dense: Tensor) -> Tensor:
         e, x = self.features(ids, dense)
-        pairs = 0.5 * (e.sum(1) ** 2 - (e**2).sum(1)).sum(1, keepdim=True)
-        return torch.sigmoid(self.first(ids, dense) + pairs + self.head(self.deep(x))).squeeze(1)
+        second = 0.5 * (e.sum(1) ** 2 - (e**2).sum(1)).sum(1, keepdim=True)
+        return torch.sigmoid(self.first(ids, dense) + second + self.head(self.deep(x))).squeeze(1)
 
 
 class XDeepFM(Ranker):
     """Lian et al. 2018: a compressed interaction network of outer products over fields, a deep net and a linear part."""
 
-    def __init__(self, fields: Fields, maps: tuple[int, ...] = (32, 32)) -> None:
+    def __init__(self, fields: Fields, maps: tuple[int, ...] = (16, 16)) -> None:
         super().__init__(fields)
         n = len(fields.cardinality)
-        self.cin = nn.ModuleList(nn.Conv1d(n * last, out, 1) for last, out in pairwise((n, *maps)))
+        self.cin = nn.ModuleList(nn.Linear(n * last, out) for last, out in pairwise((n, *maps)))
         self.first, self.deep = First(fields), mlp(fields.features, *HIDDEN)
         self.head = nn.Linear(HIDDEN[-1] + sum(maps), 1)
 
     def forward(self, ids: Tensor, dense: Tensor) -> Tensor:
         e, x = self.features(ids, dense)
-        maps, pooled = e, []
-        for conv in self.cin:
-            outer = maps.unsqueeze(2) * e.unsqueeze(1)
-            maps = F.relu(conv(outer.flatten(1, 2)))
-            pooled.append(maps.sum(2))
+        fields = e.transpose(1, 2)
+        maps, pooled = fields, []
+        for layer in self.cin:
+            outer = maps.unsqueeze(3) * fields.unsqueeze(2)  # (N, WIDTH, maps, F)
+            maps = F.relu(layer(outer.flatten(2)))
+            pooled.append(maps.sum(1))
         return torch.sigmoid(self.first(ids, dense) + self.head(torch.cat([*pooled, self.deep(x)], dim=1))).squeeze(1)
 
 
 class AutoInt(Ranker):
     """Song et al. 2019: self-attention over fields, beside a deep net."""
 
-    def __init__(self, fields: Fields, layers: int = 2, heads: int = 2, attention: int = 32) -> None:
+    def __init__(self, fields: Fields, layers: int = 2, heads: int = 2, attention: int = 16) -> None:
         super().__init__(fields)
         ins = (WIDTH, *([attention] * (layers - 1)))
         self.qkvr = nn.ModuleList(nn.Linear(k, 4 * attention, bias=False) for k in ins)
@@ -222,16 +228,15 @@ class FiBiNET(Ranker):
     def __init__(self, fields: Fields) -> None:
         super().__init__(fields)
         n = len(fields.cardinality)
-        self.left, self.right = (list(side) for side in zip(*combinations(range(n), 2)))
         self.excite = nn.Sequential(nn.Linear(n, max(2, n // 3)), nn.ReLU(), nn.Linear(max(2, n // 3), n), nn.ReLU())
         self.bilinear = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.deep, self.head = mlp(2 * len(self.left) * WIDTH + fields.dense, 128, 64), nn.Linear(64, 1)
+        self.deep, self.head = mlp(2 * n * (n - 1) // 2 * WIDTH + fields.dense, 128, 64), nn.Linear(64, 1)
 
     def forward(self, ids: Tensor, dense: Tensor) -> Tensor:
         e = self.embed(ids)
         weighed = e * self.excite(e.mean(2)).unsqueeze(2)
-        pairs = [(self.bilinear(x)[:, self.left] * x[:, self.right]).flatten(1) for x in (e, weighed)]
-        return torch.sigmoid(self.head(self.deep(torch.cat([*pairs, dense], dim=1)))).squeeze(1)
+        met = [pairs(self.bilinear(x), x).flatten(1) for x in (e, weighed)]
+        return torch.sigmoid(self.head(self.deep(torch.cat([*met, dense], dim=1)))).squeeze(1)
 
 
 class PNN(Ranker):
@@ -240,12 +245,11 @@ class PNN(Ranker):
     def __init__(self, fields: Fields) -> None:
         super().__init__(fields)
         n = len(fields.cardinality)
-        self.left, self.right = (list(side) for side in zip(*combinations(range(n), 2)))
-        self.deep, self.head = mlp(fields.features + len(self.left), *HIDDEN), nn.Linear(HIDDEN[-1], 1)
+        self.deep, self.head = mlp(fields.features + n * (n - 1) // 2, *HIDDEN), nn.Linear(HIDDEN[-1], 1)
 
     def forward(self, ids: Tensor, dense: Tensor) -> Tensor:
         e, x = self.features(ids, dense)
-        inner = (e[:, self.left] * e[:, self.right]).sum(2)
+        inner = pairs(e, e).sum(2)
         return torch.sigmoid(self.head(self.deep(torch.cat([x, inner], dim=1)))).squeeze(1)
 
 
@@ -259,8 +263,8 @@ class NFM(Ranker):
 
     def forward(self, ids: Tensor, dense: Tensor) -> Tensor:
         e = self.embed(ids)
-        pairs = self.norm(0.5 * (e.sum(1) ** 2 - (e**2).sum(1)))
-        return torch.sigmoid(self.first(ids, dense) + self.head(self.deep(torch.cat([pairs, dense], dim=1)))).squeeze(1)
+        second = self.norm(0.5 * (e.sum(1) ** 2 - (e**2).sum(1)))
+        return torch.sigmoid(self.first(ids, dense) + self.head(self.deep(torch.cat([second, dense], dim=1)))).squeeze(1)
 
 
 class MaskNet(Ranker):

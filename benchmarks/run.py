@@ -7,15 +7,14 @@ import datetime
 import sys
 from pathlib import Path
 
-import accuracy
 import speed
 from burnish.host import Host, versions
-from models import complete_journey, movielens
+from models import complete_journey
 
 DOUBTS = """# Benchmarks
 
 Made by `make bench`. Reasons to doubt these figures: the machine was shared and virtual, so absolute times move from run to run and
-only ratios within one table mean anything; two models on two data sets are not your model on your data; Complete Journey is, by its
+only ratios within one table mean anything; one model on one data set is not your model on your data; Complete Journey is, by its
 package's own account, simulated from real shopping patterns. Run `burnish optimize` on your own model before you believe any of it."""
 
 
@@ -24,17 +23,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"))
     parser.add_argument("--seconds", type=float, default=3.0, help="for each engine and number of rows")
     options = parser.parse_args()
-    demo, films = complete_journey(), movielens()
+    demo = complete_journey()
     times = speed.measure(demo, options.seconds)
     setting = f"{demo.name}, one core, microseconds a call, median of 10 rounds in turns (± half of the spread)."
     lines = [DOUBTS, "", "## Speed", "", setting]
     lines += [*_doc(speed), "", *speed.table(times), "", *_footer(options)]
     options.out.write_text("\n".join(lines) + "\n")
-    for subject in (demo, films):
-        counts = f"{len(subject.labels):,} validation rows, {len(subject.calibration['ids']):,} calibration rows."
-        lines += ["", f"## Accuracy: {subject.name}", "", counts]
-        lines += [*_doc(accuracy), "", *accuracy.table(accuracy.measure(subject)), "", *_footer(options)]
-        options.out.write_text("\n".join(lines) + "\n")  # what is done is kept, should the rest be stopped
     print(options.out)
 
 
