@@ -122,15 +122,15 @@ def compile_(
 def export(
     directory: Directory,
     out: Annotated[Path, typer.Option(help="A new or empty directory.")],
-    to: Annotated[str, typer.Option(help="c: a shared library, ranker.h, weights and an example.")] = "c",
+    to: Annotated[str, typer.Option(help="c, k8s, kserve, mlflow, onnx, ray-serve, triton: docs/export.md.")] = "c",
     target: Annotated[str | None, typer.Option(help="aarch64-linux, x86_64-linux, or an instruction set; default: this machine's.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write an artifact as C for a device without Python."""
+    """Write an artifact as what devices and other platforms run."""
     from burnish.export import export as run
 
     told = run(artifact_in(directory), to, target, out)
-    _print_json(told) if as_json else print(f"{out}: {told['total_bytes']:,} bytes for {told['target']}; see {out / 'README.md'}")
+    _print_json(told) if as_json else print(f"{out}: {told['format']}, {', '.join(sorted(os.listdir(out)))}")
 
 
 @app.command(epilog="Example: burnish bench out/ --vs onnxruntime,openvino,eager")

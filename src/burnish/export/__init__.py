@@ -1,4 +1,4 @@
-"""An artifact as files for where neither burnish nor Python is. FORMATS is the whole registration."""
+"""An artifact as what other engines and platforms run. FORMATS is the whole registration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import Any
 
 from burnish.errors import BuildError
 
-FORMATS = {"c": "burnish.export.c:export"}
+FORMATS = {
+    "c": "burnish.export.c:export",
+    "k8s": "burnish.export.kubernetes:kubernetes",
+    "kserve": "burnish.export.kubernetes:kserve",
+    "mlflow": "burnish.export.mlflow:export",
+    "onnx": "burnish.export.onnx:export",
+    "ray-serve": "burnish.export.ray_serve:export",
+    "triton": "burnish.export.triton:export",
+}
 
 
 def export(artifact: str | Path, to: str = "c", target: str | None = None, out: str | Path = "export") -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from burnish.backends.native import SOURCE, Native, row_bytes
 from burnish.errors import BuildError
+from burnish.export.common import fresh
 from burnish.host import Host
 from burnish.native import toolchain
 from burnish.runtime.artifact import Artifact, digest
@@ -32,11 +33,9 @@ def export(path: Path, target: str | None, out: Path) -> dict[str, Any]:
             f"the artifact at {path} is {artifact.manifest.programs[0].backend}'s, and C is exported from the native backend. "
             "Compile the model with --backend native"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BuildError(f"cannot export to {out}: it holds something. Choose a new or empty directory")
     isa = Host.target(target).isa if target else Host.here().isa
     library = toolchain.build((path / SOURCE).read_text(), isa)
-    out.mkdir(parents=True, exist_ok=True)
+    fresh(out)
     shutil.copyfile(library, out / "libranker.so")
     shutil.copyfile(path / SOURCE, out / "ranker.cpp")
     shutil.copyfile(path / "weights.bin", out / "weights.bin")
@@ -44,6 +43,7 @@ def export(path: Path, target: str | None, out: Path) -> dict[str, Any]:
     text = _example(artifact, out)
     told = {
         "schema": 1,
+        "format": "c",
         "target": isa,
         "cpu_flags": sorted(Host.target(isa).flags),
         "library_bytes": (out / "libranker.so").stat().st_size,
