@@ -17,6 +17,8 @@ import msgspec
 from burnish.errors import InputError, JobError
 from burnish.inputs import Input
 from burnish.rows import Rows, close_to, read
+from burnish.trace import Trace
+from burnish.trace import read as read_trace
 
 Split = Literal["train", "calibration", "validation"]
 Metric = Literal["auc", "gauc", "log_loss", "normalized_entropy", "calibration", "ece", "ndcg", "mrr", "topk_overlap", "kendall_tau"]
@@ -64,8 +66,13 @@ class Objective(msgspec.Struct, frozen=True):
     """[objective], what the deployment must do"""
 
     p99_ms: Annotated[Positive, "99 of 100 requests are answered within this time, from their intended start"]
-    qps: Annotated[Positive, "requests a second, over all machines"]
-    candidates: Annotated[Annotated[int, msgspec.Meta(ge=1)], "candidates to be scored in one request"] = 128
+    qps: Annotated[Positive, "requests a second over all machines, at the busiest time"]
+    candidates: Annotated[
+        Annotated[int, msgspec.Meta(ge=1)] | str, "candidates to be scored in one request: a number, or the column of the trace that has it"
+    ] = 128
+    trace: Annotated[
+        str | None, "requests as they came, Parquet or CSV with a column `timestamp` (dates with times, or seconds); left out: Poisson"
+    ] = None
 
 
 class Accuracy(msgspec.Struct, frozen=True):
@@ -90,12 +97,37 @@ class Search(msgspec.Struct, frozen=True):
     seed: Annotated[int, "of every random choice"] = 0
 
 
-class HostPrice(msgspec.Struct, frozen=True):
-    """[[hosts]], what a machine costs; `this machine` is the one that measures"""
+class Reserve(msgspec.Struct, frozen=True):
+    """[reserve], what is planned beyond the load"""
 
-    name: Annotated[str, "`this machine`, or a name of yours"]
-    price_per_hour: Annotated[Positive, "US dollars for one hour of the whole machine"]
-    cores: Annotated[Annotated[int, msgspec.Meta(ge=1)] | None, "how many cores it has; left out: as many as this machine"] = None
+    headroom: Annotated[Annotated[float, msgspec.Meta(ge=0, lt=1)], "share of what a replica can carry that is kept free for bursts"] = 0.2
+    growth: Annotated[Annotated[float, msgspec.Meta(ge=0)], "share by which the load may grow before more machines are bought"] = 0.0
+    swap: Annotated[Annotated[float, msgspec.Meta(ge=0, lt=1)], "share of the machines that are away while a new version comes in"] = 0.0
+    spare_machines: Annotated[Annotated[int, msgspec.Meta(ge=0)], "machines that may fail (N+1: one)"] = 1
+
+
+class HostTable(msgspec.Struct, frozen=True):
+    """[[hosts]], a machine that may serve; `this machine` is the one that measures"""
+
+    name: Annotated[str, "`this machine`, a kind of place/prices.toml, or a name of yours"]
+    price_per_hour: Annotated[
+        Positive | None, "US dollars for one hour of the whole machine; left out: the price file's, if it has the name"
+    ] = None
+    cores: Annotated[Annotated[int, msgspec.Meta(ge=1)] | None, "how many it has; left out: the price file's, else this machine's"] = None
+    measured: Annotated[str | None, "what `burnish bench --json` wrote there; left out: estimated"] = None
+    device: Annotated[str | None, "a profile of place/devices.toml: the model runs on the user's device"] = None
+
+
+class Placing(msgspec.Struct, frozen=True):
+    """[placement], where the caller is, and what must hold wherever the model runs"""
+
+    link: Annotated[str, "how a caller reaches the cloud: a link of place/devices.toml"] = "datacenter"
+    rtt_ms: Annotated[tuple[Positive, Positive] | None, "median and p99 round trip of your callers; left out: the link's"] = None
+    p99_ms: Annotated[Positive | None, "what the caller may wait, network included; left out: the objective's"] = None
+    offline: Annotated[bool, "it must answer without a network"] = False
+    private: Annotated[bool, "what is known of the request may not leave the device"] = False
+    updates_per_day: Annotated[Annotated[float, msgspec.Meta(ge=0)], "new versions that go to every device"] = 1.0
+    devices: Annotated[Annotated[int, msgspec.Meta(ge=0)], "how many devices get them"] = 0
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -107,7 +139,9 @@ class Job(msgspec.Struct, frozen=True):
     objective: Objective
     accuracy: Accuracy = Accuracy()
     search: Search = Search()
-    hosts: tuple[HostPrice, ...] = ()
+    reserve: Reserve = Reserve()
+    hosts: tuple[HostTable, ...] = ()
+    placement: Placing = Placing()
     title: Annotated[str, "the report's title; left out: the file's name"] = ""
     path: str = ""  # the file it was read from; not a key
 
@@ -132,6 +166,11 @@ class Job(msgspec.Struct, frozen=True):
         """The job in nested dictionaries, as TOML would give them; paths in it are relative to the folder of `path`."""
         path = Path(path)
         job = _convert(content, cls, "", path.name)
+        if isinstance(job.objective.candidates, str) and job.objective.trace is None:
+            raise JobError(
+                f"{path.name}: objective.candidates names the column {job.objective.candidates!r} of a trace, and there is no trace. "
+                "Give a number, or the trace's file in objective.trace"
+            )
         if not job.inputs:
             raise JobError(f"{path.name}: no inputs. Give one table [inputs.NAME] for each argument of the model's forward")
         return msgspec.structs.replace(job, path=str(path.resolve()), title=job.title or path.resolve().parent.name)
@@ -160,6 +199,18 @@ class Job(msgspec.Struct, frozen=True):
                 "Leave shape out, or give one column that holds lists"
             )
         return spec
+
+    @property
+    def trace(self) -> Trace | None:
+        """The requests of objective.trace; JobError says what is wrong with it."""
+        named, column = self.objective.trace, self.objective.candidates
+        return None if named is None else read_trace(self.base / named, column if isinstance(column, str) else None)
+
+    @property
+    def candidates(self) -> int:
+        """Candidates in one request, on average where the trace has them."""
+        given, trace = self.objective.candidates, self.trace if isinstance(self.objective.candidates, str) else None
+        return given if isinstance(given, int) else round(float(trace.counts.mean()))  # type: ignore[union-attr]
 
     @property
     def source(self) -> str:

@@ -16,7 +16,7 @@ ROOT = Path(burnish.__file__).parent
 # Each part may import those before it. `quantize.affine` is arithmetic on arrays, known to the graph's interpreter.
 ORDER = (
     "errors", "inputs", "host", "quantize.affine", "graph", "capture", "passes", "quantize", "recipe", "train", "decided", "native", "backends",
-    "runtime", "build", "rows", "job", "measure", "place", "report", "search", "terminal", "serve", "export", "testing", "cli",
+    "runtime", "build", "rows", "trace", "job", "measure", "place", "report", "search", "terminal", "serve", "export", "testing", "cli",
 )  # fmt: skip
 
 # Imports inside functions that go against the order, each with its reason.
@@ -26,7 +26,7 @@ AGAINST = {
 
 # What serving and measuring must not load with their modules; HEAVY inside a function is fine.
 LIGHT = (
-    "errors", "inputs", "host", "graph", "passes", "quantize", "recipe", "runtime", "rows", "job", "measure", "place",
+    "errors", "inputs", "host", "graph", "passes", "quantize", "recipe", "runtime", "rows", "trace", "job", "measure", "place",
     "terminal", "serve", "cli",
 )  # fmt: skip
 HEAVY = (

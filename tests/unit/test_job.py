@@ -262,3 +262,27 @@ def test_requests_may_be_told_by_two_columns(tmp_path):
 def test_the_page_of_the_job_file_is_what_the_types_say():
     page = Path(__file__).parents[2] / "docs" / "job_file.md"
     assert page.read_text() == reference(), "make it again: python -m burnish.job > docs/job_file.md"
+
+
+def test_candidates_may_be_a_column_of_a_trace(tmp_path):
+    text = GOOD.replace("qps = 50000", 'qps = 50000\ntrace = "trace.parquet"\ncandidates = "n"')
+    path = job_file(tmp_path, text)
+    pl.DataFrame({"timestamp": np.arange(200.0), "n": np.tile([10, 90], 100)}).write_parquet(tmp_path / "trace.parquet")
+    job = Job.read(path)
+    assert job.candidates == 50 and job.trace.counts[:2].tolist() == [10, 90] and job.trace.qps == pytest.approx(1)
+    numbered = Job.read(job_file(tmp_path, text.replace('"n"', "7")))
+    assert numbered.candidates == 7 and numbered.trace.counts is None
+    assert Job.read(job_file(tmp_path)).trace is None
+
+
+def test_a_column_of_candidates_needs_a_trace(tmp_path):
+    sentence = said(Job.read, job_file(tmp_path, GOOD.replace("qps = 50000", 'qps = 50000\ncandidates = "n"')))
+    assert sentence == (
+        "job.toml: objective.candidates names the column 'n' of a trace, and there is no trace. "
+        "Give a number, or the trace's file in objective.trace"
+    )
+
+
+def test_a_price_of_nothing_is_refused_with_its_place(tmp_path):
+    sentence = said(Job.read, job_file(tmp_path, GOOD + '[[hosts]]\nname = "this machine"\nprice_per_hour = 0\n'))
+    assert sentence == "job.toml: hosts[0].price_per_hour: expected float > 0.0, got 0"

@@ -17,8 +17,8 @@ from burnish.errors import MeasureError
 from burnish.inputs import Input
 from burnish.measure import harness, load, queueing
 from burnish.measure.generator import Order
-from burnish.measure.trace import Trace
 from burnish.measure.traffic import Traffic
+from burnish.trace import Trace
 
 
 def traffic(calls=16):

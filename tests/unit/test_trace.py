@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from burnish.errors import JobError, MeasureError
-from burnish.measure import trace
-from burnish.measure.trace import Trace
+from burnish import trace
+from burnish.trace import Trace
 
 pl = pytest.importorskip("polars")
 

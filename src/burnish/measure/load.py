@@ -30,8 +30,8 @@ from burnish.measure.generator import ISSUED, REPLAYED, TRACE, Order
 from burnish.measure.harness import CHECKED, Generator, Run, kept, same
 from burnish.measure.latency import PACKAGES, Scoring, calls_needed, upper_bound
 from burnish.measure.queueing import Prediction, highest_load, simulate
-from burnish.measure.trace import Trace
 from burnish.measure.traffic import Traffic
+from burnish.trace import Trace
 
 __all__ = ["LoadResult", "Peak", "Prediction", "highest_load", "peak", "server", "simulate"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from burnish.errors import MeasureError
-from burnish.measure.trace import Trace
+from burnish.trace import Trace
 
 BATCHES = 20  # for the standard error of p99 by batch means; queueing delays are too correlated for order statistics
 

@@ -7,6 +7,7 @@ replicas. So one trace gives the stream of a whole fleet, and of one replica of 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,11 +85,17 @@ class Trace:
 
 
 def read(path: str | Path, candidates: str | None = None) -> Trace:
+    """The trace in a file, read once; see `_read`."""
+    path = Path(path)
+    return _read(path, candidates, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@functools.lru_cache(4)
+def _read(path: Path, candidates: str | None, changed_ns: int) -> Trace:
     """The trace in a Parquet or CSV file: its column `timestamp` (dates with times, or seconds), and `candidates`, a column with the number
     of candidates of each request. JobError says what is wrong in which row, and what could be used instead."""
     import polars as pl
 
-    path = Path(path)
     if not path.exists():
         raise JobError(f"no trace {path}, which objective.trace names")
     try:
