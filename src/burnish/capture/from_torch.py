@@ -11,7 +11,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from burnish.capture.aten import ATEN
 from burnish.capture.aten.call import Call, Ramp
 from burnish.capture.bounds import bounded
 from burnish.capture.calling import Form, forms, specs_of
+from burnish.capture.masks import rows_stay
 from burnish.capture.parity import BATCHES, check_parity, example_rows, random_rows
 from burnish.capture.value import AS_IT_CAME, Ambiguous, AtThisBatch, Mixes, NumberOfRows, Unsupported, Value
 from burnish.errors import CaptureError, GraphError
@@ -109,6 +110,7 @@ class _Told:
     """What a call says beside its tensors; an object of its own, because torch.export undoes changes of a module's attributes."""
 
     names: Sequence[str] = ()
+    batch: int | None = None  # while traced: the number of rows
 
 
 class Caller(torch.nn.Module):
@@ -123,7 +125,9 @@ class Caller(torch.nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         args, kwargs = self.form.arguments(tensors)
-        flat = list(_named(self.model(*args, **kwargs), ""))
+        with nullcontext() if self.told.batch is None else rows_stay(self.model, self.told.batch):
+            out = self.model(*args, **kwargs)
+        flat = list(_named(out, ""))
         self.told.names = [name for name, _ in flat]
         return tuple(tensor for _, tensor in flat)
 
@@ -198,6 +202,7 @@ def _traced(caller: Caller, batch: int) -> torch.export.ExportedProgram:
     for name in WHOLE:
         packet, overload = name.split(".")
         table.pop(getattr(getattr(torch.ops.aten, packet), overload), None)
+    caller.told.batch = batch
     try:
         with _quiet(), _lines_of_functions():
             return torch.export.export(caller, tensors, strict=False).run_decompositions(table)
@@ -205,6 +210,8 @@ def _traced(caller: Caller, batch: int) -> torch.export.ExportedProgram:
         raise
     except Exception as error:  # the model's own code runs here and may raise anything
         raise _untraceable(error) from error
+    finally:
+        caller.told.batch = None
 
 
 def _untraceable(error: Exception) -> Untraceable:

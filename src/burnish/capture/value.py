@@ -277,6 +277,9 @@ def slice_(value: Value, dim: int, start: int, stop: int, step: int = 1) -> Valu
         if value.is_constant and not value.row_axes:  # all rows are equal: some of them are a constant without rows
             some = unsqueeze(without_rows(value), dim)
             return some.with_dim(dim, *_wide(some.node, dim, len(indices)))
+        if value.inner > 1 and value.is_constant and value.node.op is Op.EXPAND and math.prod(value.node.inputs[0].shape) == 1:
+            value = _same_rows(value, replace(value, outer=value.outer * value.inner, inner=1))  # all entries are equal: any order will do
+            block = value.batch or 1
         if step != 1 or start % block or stop % block or start == stop:
             raise Mixes("a slice of the rows")
         node = Node(Op.SLICE, (value.node,), axis=dim, start=start // block, stop=stop // block)
@@ -289,6 +292,18 @@ def slice_(value: Value, dim: int, start: int, stop: int, step: int = 1) -> Valu
     if step == 1:
         return value.with_dim(dim, Node(Op.SLICE, (value.node,), axis=axis, start=start, stop=stop), len(indices))
     return value.with_dim(dim, Node(Op.TAKE, (value.node,), axis=axis, indices=tuple(indices)), len(indices))
+
+
+def put_rows(value: Value, source: Value, start: int, stop: int) -> Value:
+    """`source` in the place of entries [start, stop) of the rows, which must be whole copies of the batch one after another."""
+    rows, batch = value.rows or 0, source.batch
+    if source.rows != rows or batch is None or (source.inner, start % batch, stop % batch) != (1, 0, 0):
+        raise Mixes("writing to some of the rows")
+    value = _same_rows(value, replace(source, outer=value.shape[rows] // batch))
+    size = value.shape[rows]
+    before = [slice_(value, rows, 0, start)] if start else []
+    after = [slice_(value, rows, stop, size)] if stop < size else []
+    return concat([*before, source, *after], rows)
 
 
 def without_rows(value: Value) -> Value:

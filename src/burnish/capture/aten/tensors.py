@@ -232,6 +232,8 @@ def _slice_scatter(
     places = range(*slice(start, end, step).indices(size))
     if len(places) == size:
         return V.cast(source, x.dtype)
+    if x.dim(dim) == x.rows and step == 1:
+        return V.put_rows(x, V.cast(source, x.dtype), places.start, places.stop)
     x.axis(dim, "writing to some of the rows")
     order = list(range(size))
     for i, place in enumerate(places):
