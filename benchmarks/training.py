@@ -32,7 +32,7 @@ CHUNK = 8192
 def pairs(epochs: float) -> Iterator[tuple[tuple[Step, ...], tuple[Step, ...]]]:
     """Steps without training, and the same with it."""
     for bits in (4, 3, 2):
-        yield (Int8(weight_bits=bits, keep_poor=False),), (Qat(weight_bits=bits, epochs=epochs),)
+        yield (Int8(weight_bits=bits, loss=1.0),), (Qat(weight_bits=bits, epochs=epochs),)
     small = (Prune(loss=0.002), LowRank(loss=0.004))
     yield (*small, Int8()), (*small, Qat(epochs=epochs))
     yield (*small, Int8()), (*small, Finetune(epochs=epochs), Int8())

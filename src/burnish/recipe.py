@@ -103,19 +103,21 @@ class Int8(StepBase, frozen=True):
 
     `ranges`: how an activation's range is taken from the calibration rows. `migration`: how far unlike channels are evened out before
     they are quantized, the weights absorbing it: 0 not at all, 1 wholly. `rounding`: "auto" lets weights make up for one another's
-    rounding errors where that helps. Each "auto" tries all and keeps what reconstructs the linear's output best. `weight_bits`: 4
-    takes weights of -7 to 7, held in int8, 3 those of -3 to 3. `keep_poor`: leave linears that alone would bring the model's outputs below
-    30 dB signal to noise. `skip`: linears to leave, by their weight's name. `schemes` says it all for each linear: rows of a kind and the
-    linears that share a quantization of their input, with one multiplier a channel ("channel") or one in all ("tensor"); others are left.
+    rounding errors where that helps. Each "auto" tries all and keeps what reconstructs the linear's output best. `symmetric`: ranges reach
+    as far below 0 as above. `weight_bits`: 4 takes weights of -7 to 7, held in int8, 3 those of -3 to 3. `loss`: as many linears are left
+    in float32 as it takes for the others to lose an expected part `loss` of AUC together; 1 leaves none. `skip`: linears to leave, by
+    their weight's name. `schemes` says it all for each linear: rows of a kind and the linears that share a quantization of their input,
+    with one multiplier a channel ("channel") or one in all ("tensor"); others are left.
     """
 
     needs_rows: ClassVar[bool] = True
-    ranges: Literal["auto", "min-max", "percentile", "mse"] = "auto"
+    ranges: Literal["auto", "min-max", "percentile", "mse", "entropy"] = "auto"
     migration: float | Literal["auto"] = "auto"
     rounding: Literal["auto", "nearest"] = "auto"
+    symmetric: bool = False
     bias_correction: bool = True
     weight_bits: Literal[2, 3, 4, 8] = 8
-    keep_poor: bool = True
+    loss: float = 0.0001
     narrowest: int = 8
     skip: tuple[str, ...] = ()
     schemes: tuple[tuple[str, ...], ...] | Literal["auto"] = "auto"
@@ -286,7 +288,7 @@ RECIPES: dict[str, tuple[Step, ...]] = {
     # smaller still, what that costs taken back by training (docs/training.md)
     "lean-trained": (*_CLEAN, Prune(loss=0.001), LowRank(loss=0.002), Qat(), Int8Tables(), FactorRequest()),
     # what the default settings of other tools do, to compare with
-    "int8-naive": (*_CLEAN, Int8("min-max", 0.0, "nearest", bias_correction=False, keep_poor=False, narrowest=1), FactorRequest()),
+    "int8-naive": (*_CLEAN, Int8("min-max", 0.0, "nearest", bias_correction=False, loss=1.0, narrowest=1), FactorRequest()),
 }
 
 

@@ -149,7 +149,7 @@ def test_what_int3_weights_lose_is_recovered_in_part_even_on_random_weights():
     graph = small()
     training, fresh = given(graph, 6000), testing.rows(graph, 1000, 9)
     calibration = testing.rows(graph, 1000, 0)
-    before = lost(graph, apply(graph, Recipe((Int8(weight_bits=3, keep_poor=False),)), calibration), fresh)
+    before = lost(graph, apply(graph, Recipe((Int8(weight_bits=3, loss=1.0),)), calibration), fresh)
     after = lost(graph, apply(graph, Recipe((Qat(weight_bits=3, epochs=6, batch=128, rate=4e-3),)), calibration, training), fresh)
     assert after < 0.6 * before
 
@@ -247,7 +247,7 @@ def test_training_never_leaves_a_model_worse_on_held_out_rows():
     calibration = testing.rows(graph, 400, 0)
     training = given(graph, progress=seen.append)
     after = apply(graph, Recipe((Qat(rate=1.0, batch=64),)), calibration, training)
-    assert weights_of(after) == weights_of(apply(graph, Recipe((Int8(keep_poor=False),)), calibration))
+    assert weights_of(after) == weights_of(apply(graph, Recipe((Int8(loss=1.0),)), calibration))
     assert seen[-1].best == seen[0].start and seen[-1].step < seen[-1].steps  # and it stopped early
 
 
@@ -256,7 +256,7 @@ def test_steps_compose_and_learn_from_the_graph_the_recipe_began_with():
     calibration, fresh = testing.rows(graph, 1000, 0), testing.rows(graph, 1000, 9)
     pruned = (Tidy(), Int4Tables(), Prune(keep=0.5, narrowest=4))
     tuned = (*pruned, Finetune(epochs=5, rate=2e-3, batch=128), Qat(epochs=1))
-    before = apply(graph, Recipe((*pruned, Int8(keep_poor=False))), calibration)
+    before = apply(graph, Recipe((*pruned, Int8(loss=1.0))), calibration)
     after = apply(graph, Recipe(tuned), calibration, given(graph, 4000))
     assert lost(graph, after, fresh) < lost(graph, before, fresh)
     assert [n.shape for n in after.order if n.op is Op.QLINEAR] == [n.shape for n in before.order if n.op is Op.QLINEAR]
@@ -313,4 +313,4 @@ def test_labels_of_one_class_teach_nothing():
 def test_what_is_quantized_already_is_not_trained():
     graph, calibration, training = one_output()
     with pytest.raises(RecipeError, match=r"step Qat quantizes the linears itself, and a step before it has done so\. Leave Int8 out"):
-        apply(graph, Recipe((Int8(keep_poor=False), Qat())), calibration, training)
+        apply(graph, Recipe((Int8(loss=1.0), Qat())), calibration, training)

@@ -15,11 +15,12 @@ from burnish.inputs import Input
 from burnish.passes.factor import factor_request
 from burnish.passes.tidy import tidy
 from burnish.quantize import affine, ptq
-from burnish.quantize.sensitivity import sensitivity
+from burnish.quantize.observe import observe
+from burnish.quantize.sensitivity import frontier, layers, sensitivity
 from burnish.recipe import apply, recipe
 
 CHOICE = {"ranges": "min-max", "migration": 0.0, "rounding": "nearest", "bias_correction": False}
-NAIVE = {**CHOICE, "keep_poor": False}
+NAIVE = {**CHOICE, "loss": 1.0}
 SMALL = {"dcn_v2": {"ids": 8, "deep": (96, 48)}, "dlrm": {"ids": 8, "bottom": (64, 32), "top": (64, 32)}}
 
 
@@ -188,7 +189,7 @@ def test_bias_correction_takes_out_the_mean_error():
 def test_narrow_linears_and_skipped_ones_stay_float():
     graph = mlp([8, 16, 16, 1], np.random.default_rng(0))
     x = {"x": np.random.default_rng(1).normal(size=(32, 8)).astype(np.float32)}
-    left = [node.inputs[1]["weight"].name for node in ptq.int8(graph, x, skip=("w1",)).order if node.op is Op.LINEAR]
+    left = [node.inputs[1]["weight"].name for node in ptq.int8(graph, x, skip=("w1",), loss=1.0).order if node.op is Op.LINEAR]
     assert left == ["w1", "w2"]
     with pytest.raises(RecipeError, match=r"Int8 is to skip 'w9', and no linear has a weight of that name; there are w0, w1, w2"):
         ptq.int8(graph, x, skip=("w9",))
@@ -236,16 +237,80 @@ def test_a_sum_that_may_leave_32_bits_is_refused():
         ptq.int8(graph, {"x": np.ones((16, k), np.float32)}, **NAIVE)
 
 
+def scored(widths: list[int], rng: np.random.Generator) -> Graph:
+    """An mlp whose last linear has one output."""
+    graph = mlp(widths, rng)
+    return Graph(graph.inputs, {"y": linear(graph.outputs[0][1], 1, rng, "head")})
+
+
 def test_the_guilty_layer_is_named_first():
     """Of three linears the first reads channels of very different width; quantized naively it must lead the list, by far."""
     rng = np.random.default_rng(0)
-    graph = mlp([32, 32, 32, 8], rng)
+    graph = scored([32, 32, 32, 8], rng)
     x = {"x": (rng.normal(size=(1000, 32)) * np.where(np.arange(32) < 2, 50, 1)).astype(np.float32)}
     naive = sensitivity(graph, x, **CHOICE)
-    assert naive[0].name == "w0" and naive[0].score_db < naive[1].score_db - 5
-    assert (naive[0].inputs, naive[0].outputs, naive[0].macs) == (32, 32, 1024)
+    assert naive[0].name == "w0" and naive[0].loss > 3 * naive[1].loss and naive[0].macs == 1024
     ours = {layer.name: layer for layer in sensitivity(graph, x)}
-    assert ours["w0"].score_db > naive[0].score_db + 5 and ours["w0"].migration > 0
+    assert ours["w0"].loss < naive[0].loss / 3 and not any(layer.kept for layer in ours.values())
+
+
+def test_what_int8_did_is_told_of_each_linear_of_those_it_left_too():
+    rng = np.random.default_rng(0)
+    graph = scored([32, 32, 32, 8], rng)
+    x = {"x": (rng.normal(size=(1000, 32)) * np.where(np.arange(32) < 2, 50, 1)).astype(np.float32)}
+    told = {layer.name: layer for layer in layers(graph, ptq.int8(graph, x, skip=("w1",)), x)}
+    assert {name for name, layer in told.items() if layer.kept} == {"w1"}
+    for layer in sensitivity(graph, x):
+        assert told[layer.name].loss == pytest.approx(layer.loss, rel=0.2) and told[layer.name].macs == layer.macs
+
+
+def test_the_frontier_goes_from_all_int8_to_all_float():
+    rng = np.random.default_rng(0)
+    graph = scored([32, 32, 32, 8], rng)
+    x = {"x": (rng.normal(size=(1000, 32)) * np.where(np.arange(32) < 2, 50, 1)).astype(np.float32)}
+    points = frontier(graph, x, **CHOICE)
+    assert [len(point.kept) for point in points] == [0, 1, 2, 3] and points[1].kept == ("w0",)
+    assert points[0].time == 0.25 and points[-1].time == 1 and points[-1].loss == 0
+    assert points[1].loss < points[0].loss / 3
+    cheapest = next(point for point in points if point.loss <= points[0].loss / 2)
+    left = {node.inputs[1]["weight"].name for node in ptq.int8(graph, x, loss=points[0].loss / 2, **CHOICE).order if node.op is Op.LINEAR}
+    assert left == {"head", *cheapest.kept}
+
+
+def test_settled_ranges_end_the_reading_and_the_order_of_the_rows_does_not_matter(monkeypatch):
+    graph = one_linear()
+    x = np.random.default_rng(0).normal(size=(40_000, 24)).astype(np.float32)
+    seen = observe(graph, [ptq.linears(graph)[0].value], {"x": x})
+    assert seen.settled and 4096 <= seen.rows < 20_000
+    by_size = x[np.argsort(np.abs(x).sum(axis=1))]
+    again = observe(graph, [ptq.linears(graph)[0].value], {"x": by_size})
+    assert again.settled and again.rows < 20_000
+    assert again[ptq.linears(graph)[0].value].largest.mean() > 0.9 * np.abs(x).max(axis=0).mean()
+    tail = np.random.default_rng(0).standard_cauchy((40_000, 24)).astype(np.float32)
+    wild = observe(graph, [ptq.linears(graph)[0].value], {"x": tail})
+    assert not wild.settled and wild.rows == 40_000
+    few = observe(graph, [ptq.linears(graph)[0].value], {"x": x[:3000]})
+    assert not few.settled and few.rows == 3000
+
+
+@pytest.mark.parametrize("ranges", ["min-max", "percentile", "mse", "entropy"])
+@pytest.mark.parametrize("migration", [0.0, 1.0])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_every_calibrator_works_per_tensor_and_per_channel_symmetric_or_not(ranges, migration, symmetric):
+    graph, rng = one_linear(24, 16), np.random.default_rng(3)
+    x = {"x": np.maximum(rng.normal(size=(3000, 24)), -0.5).astype(np.float32)}
+    (choice,) = ptq.choose(graph, x, ranges=ranges, migration=migration, symmetric=symmetric)
+    assert choice.scheme.multiplier.shape == ((24,) if migration else ())
+    assert (choice.scheme.zero_point == 128) == symmetric
+    exact, got = (interpret(g, x)["y"] for g in (graph, ptq.quantized(graph, [choice])))
+    assert decibels(exact, got) > 25
+
+
+def test_entropy_gives_up_a_long_tail_for_its_levels():
+    graph, rng = one_linear(24, 16), np.random.default_rng(3)
+    x = {"x": np.concatenate([rng.normal(size=(3000, 24)), rng.normal(size=(3, 24)) * 10]).astype(np.float32)}
+    one, widest = (ptq.choose(graph, x, ranges=kind, migration=0.0)[0].scheme.multiplier for kind in ("entropy", "min-max"))
+    assert one > 1.5 * widest
 
 
 def test_a_linear_that_would_spoil_the_scores_stays_float():
@@ -258,10 +323,10 @@ def test_a_linear_that_would_spoil_the_scores_stays_float():
     spoiled = graph.map(lambda node, operands: weight("w0", w) if node is first.inputs[1] else node.with_inputs(operands))
     x = rng.normal(size=(500, 16)).astype(np.float32)
     x[:, 0] *= 500
-    kept = ptq.int8(spoiled, {"x": x}, **CHOICE)
+    kept = ptq.int8(spoiled, {"x": x}, loss=0.01, **CHOICE)
     assert [node.inputs[1]["weight"].name for node in kept.order if node.op is Op.LINEAR] == ["w0"]
     assert all(node.op is not Op.LINEAR for node in ptq.int8(spoiled, {"x": x}, **NAIVE).order)
-    assert all(node.op is not Op.LINEAR for node in ptq.int8(spoiled, {"x": x}).order)  # what migration is for
+    assert all(node.op is not Op.LINEAR for node in ptq.int8(spoiled, {"x": x}, loss=0.01).order)  # what migration is for
 
 
 def test_rare_values_are_not_clipped_for_a_little_less_error():

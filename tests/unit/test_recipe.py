@@ -34,7 +34,7 @@ int8_steps = st.builds(
     rounding=st.sampled_from(["auto", "nearest"]),
     bias_correction=st.booleans(),
     weight_bits=st.sampled_from([4, 8]),
-    keep_poor=st.booleans(),
+    loss=st.floats(0, 1),
     narrowest=st.integers(1, 2**31),
     skip=st.lists(st.text(max_size=8), max_size=3).map(tuple),
 )
@@ -65,8 +65,8 @@ def test_a_recipe_in_toml_reads_like_one_written_by_hand(tmp_path):
     assert recipe("int8-naive", backend="onnxruntime").without(FactorRequest).to_toml() == (
         'name = "int8-naive"\nbackend = "onnxruntime"\nthreads = 1\n\n'
         '[[steps]]\nstep = "Tidy"\n\n[[steps]]\nstep = "Embeddings"\n\n[[steps]]\nstep = "Interactions"\n\n'
-        '[[steps]]\nstep = "Int8"\nranges = "min-max"\nmigration = 0.0\nrounding = "nearest"\nbias_correction = false\n'
-        'weight_bits = 8\nkeep_poor = false\nnarrowest = 1\nskip = []\nschemes = "auto"\n'
+        '[[steps]]\nstep = "Int8"\nranges = "min-max"\nmigration = 0.0\nrounding = "nearest"\nsymmetric = false\nbias_correction = false\n'
+        'weight_bits = 8\nloss = 1.0\nnarrowest = 1\nskip = []\nschemes = "auto"\n'
     )
     by_hand = tmp_path / "mine.toml"
     by_hand.write_text('[[steps]]\nstep = "Int8"\nskip = ["head.weight"]\n')

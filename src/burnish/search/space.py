@@ -13,14 +13,15 @@ import msgspec
 
 from burnish.errors import JobError
 from burnish.job import Accuracy, Search
-from burnish.recipe import RECIPES, LowRank, Prune, Recipe, recipe
+from burnish.recipe import RECIPES, Int8, LowRank, Prune, Recipe, Step, recipe
 from burnish.rows import close_to
 from burnish.search.trial import Trial
 
 BASELINE = Trial("eager-original", Recipe(backend="eager", name="original"))
 
 SECOND_WAVE = 3
-SPENT = 0.6  # of the allowed loss is what pruning may expect to cost; the rest is for quantization and for the interval's width
+SPENT = 0.6  # of the allowed loss is what pruning may expect to cost
+QUANTIZED = 0.2  # and int8; the rest is for the interval's width
 RECOVERED = 0.8  # of what pruning costs is what training may be expected to take back (docs/training.md)
 SPACE: tuple[tuple[str, str], ...] = (
     ("native", "int8-tables"),
@@ -56,7 +57,7 @@ def space(search: Search, accuracy: Accuracy) -> tuple[Trial, ...]:
             )
     named = [*SPACE, *((backend, name) for name in search.recipes for backend in backends if (backend, name) not in SPACE)]
     return tuple(
-        Trial(f"{backend}-{name}", _spending(recipe(name, backend), SPENT * accuracy.max_drop))
+        Trial(f"{backend}-{name}", _spending(recipe(name, backend), accuracy.max_drop))
         for backend, name in named
         if (search.retrain or not recipe(name).trains)
         and (not search.recipes or name in search.recipes)
@@ -64,15 +65,21 @@ def space(search: Search, accuracy: Accuracy) -> tuple[Trial, ...]:
     )
 
 
-def _spending(recipe: Recipe, loss: float) -> Recipe:
-    """The recipe with its steps' expected losses of accuracy scaled to add up to `loss`, after training where it trains; as it is where no
-    step has one."""
+def _spending(recipe: Recipe, max_drop: float) -> Recipe:
+    """The recipe with its steps' expected losses of accuracy scaled to the allowed one: those of pruning add up to SPENT of it, after
+    training where it trains, and Int8's is QUANTIZED of it. One that leaves no linear in float32 whatever it costs stays as it is."""
     losses = [step.loss for step in recipe.steps if isinstance(step, Prune | LowRank)]
-    if not losses:
-        return recipe
-    scale = loss / sum(losses) / ((1 - RECOVERED) if recipe.trains else 1)
-    steps = (msgspec.structs.replace(s, loss=s.loss * scale) if isinstance(s, Prune | LowRank) else s for s in recipe.steps)
-    return msgspec.structs.replace(recipe, steps=tuple(steps))
+    scale = SPENT * max_drop / (sum(losses) or 1.0) / ((1 - RECOVERED) if recipe.trains else 1)
+
+    def spending(step: Step) -> Step:
+        match step:
+            case Prune() | LowRank():
+                return msgspec.structs.replace(step, loss=step.loss * scale)
+            case Int8() if step.loss < 1:
+                return msgspec.structs.replace(step, loss=QUANTIZED * max_drop)
+        return step
+
+    return msgspec.structs.replace(recipe, steps=tuple(map(spending, recipe.steps)))
 
 
 def on_more_cores(trials: Sequence[Trial], cores: int) -> tuple[Trial, ...]:
