@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/complete_journey
 INSTALLED := $(VENV)/.installed
-APT := chromium qemu-user-static libc6-arm64-cross
+APT := chromium qemu-user-static libc6-arm64-cross libc6-armhf-cross libc6-riscv64-cross
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test check bench accuracy serve-demo browser clean

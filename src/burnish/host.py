@@ -24,17 +24,20 @@ ISAS: dict[str, tuple[str, frozenset[str]]] = {
     "i8mm": ("aarch64", frozenset({"asimd", "asimddp", "i8mm"})),
     "dotprod": ("aarch64", frozenset({"asimd", "asimddp"})),
     "neon": ("aarch64", frozenset({"asimd"})),
+    "simd128": ("wasm32", frozenset({"simd128"})),
+    "armv7": ("armv7l", frozenset({"neon"})),
+    "riscv64": ("riscv64", frozenset()),
     "scalar": ("", frozenset()),
 }
-# what a system of that kind nearly always has: AVX2 since 2013, the dot products of Armv8.2 since 2018
-SYSTEMS = {"x86_64-linux": "avx2", "aarch64-linux": "dotprod"}
+# what a system of that kind nearly always has: AVX2 since 2013, the dot products of Armv8.2 since 2018, WebAssembly's SIMD since 2021
+SYSTEMS = {"x86_64-linux": "avx2", "aarch64-linux": "dotprod", "armv7-linux": "armv7", "riscv64-linux": "riscv64", "wasm": "simd128"}
 
 
 class Host(msgspec.Struct, frozen=True):
     """Facts of one machine. Two measurements may be pooled only when their hosts are equal."""
 
     cpu: str
-    arch: str  # x86_64, aarch64, wasm32
+    arch: str  # x86_64, aarch64, armv7l, riscv64, wasm32
     cores: int
     flags: tuple[str, ...]  # sorted, as in /proc/cpuinfo
     cache_bytes: tuple[int, ...] = ()  # data caches L1, L2, L3 of core 0

@@ -86,9 +86,18 @@ def test_int8_on_aarch64_has_the_bits_of_the_interpreter(isa: str, score: Path, 
     np.testing.assert_array_equal(got, interpret(graph, table)["all"])
 
 
-@pytest.mark.parametrize(("name", "how"), [("dcn_v2 mixed columns", "fp32"), ("dlrm", "bf16"), ("deepfm", "int8-tables"), ("din", "int8")])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("dcn_v2 mixed columns", "fp32"),
+        ("dcn_v2 mixed columns", "int8"),
+        ("dlrm", "bf16"),
+        ("deepfm", "int8-tables"),
+        ("din", "int8"),
+    ],
+)
 def test_models_on_aarch64_score_what_they_score_here(name: str, how: str, score: Path, tmp_path: Path) -> None:
-    """int8 and bfloat16 from the same bits on; what is left to differ is the order of float32 sums."""
+    """int8 and bfloat16 from the same bits on; what is left to differ is the order of float32 sums, of which the int8 DCN-v2 has none."""
     graph = model_cases()[name]
     graph = apply(graph, recipe(how), rows(graph, 300, seed=9))
     table, got = scores(score, graph, "dotprod", tmp_path / "there")
@@ -97,4 +106,5 @@ def test_models_on_aarch64_score_what_they_score_here(name: str, how: str, score
     engine = backend.open(tmp_path / "here", program, graph.inputs, 1)
     want = engine.rows(table, N)[graph.outputs[0][0]].reshape(N, -1)
     engine.close()
-    np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-6)
+    bound = 0 if (name, how) == ("dcn_v2 mixed columns", "int8") else 2e-6
+    np.testing.assert_allclose(got, want, rtol=bound, atol=bound)

@@ -116,8 +116,19 @@ def test_a_newer_schema_is_named(saved):
 def test_a_program_for_another_machine_is_refused(saved):
     program = msgspec.structs.replace(saved.manifest.programs[0], target="avx1024", cpu_flags=("avx1024f",))
     artifacts.write_manifest(saved.path, msgspec.structs.replace(saved.manifest, programs=(program,)))
-    with pytest.raises(ArtifactError, match=r"was built for avx1024; this machine \(.*\) lacks avx1024f\. Compile it with target '\w+'$"):
+    with pytest.raises(ArtifactError, match=r"was built for avx1024, and this machine lacks avx1024f \(.*\)\. Compile it with target '\w+'$"):
         burnish.load(saved.path)
+
+
+def test_a_program_of_another_architecture_is_refused_even_where_it_needs_no_flags(saved):
+    (program,) = saved.manifest.programs
+    foreign = msgspec.structs.replace(program, target="riscv64", arch="riscv64")
+    artifacts.write_manifest(saved.path, msgspec.structs.replace(saved.manifest, programs=(foreign,)))
+    here = Host.here().arch
+    with pytest.raises(ArtifactError, match=rf"was built for riscv64, and this machine is {here}, not riscv64 \(.*\)\. Compile it with"):
+        burnish.load(saved.path)
+    artifacts.write_manifest(saved.path, msgspec.structs.replace(saved.manifest, programs=(foreign, program)))
+    assert artifacts.Artifact.read(saved.path).program == program
 
 
 def test_an_engine_that_computes_something_else_fails_verification(saved, monkeypatch):

@@ -28,6 +28,11 @@ ABI = 1
 SOURCE = "program/native/ranker.cpp"  # in an artifact; the same text for every instruction set
 
 
+def library_name(stem: str, isa: str) -> str:
+    """The file of a program compiled for an instruction set: a shared library, or a WebAssembly module."""
+    return f"{stem}.wasm" if ISAS[isa][0] == "wasm32" else f"{stem}.so"
+
+
 class Native:
     """Graph -> program/native/ranker.so and weights.bin; and back to an Engine."""
 
@@ -53,15 +58,17 @@ class Native:
         library = toolchain.build(source.text, planned.isa, self.compiler)
         folder = out / "program" / "native"
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(library, folder / "ranker.so.new")
-        os.replace(folder / "ranker.so.new", folder / "ranker.so")  # who has the old one open keeps it
+        name = library_name("ranker", planned.isa)
+        shutil.copyfile(library, folder / f"{name}.new")
+        os.replace(folder / f"{name}.new", folder / name)  # who has the old one open keeps it
         (folder / "ranker.cpp").write_text(source.text)
         weight_bytes = pack.write(source.entries, out / "weights.bin")
         tables = {str(i): entry.nodes[0]["weight"].name for i, entry in enumerate(source.entries) if is_named_table(entry)}
         return Program(
             backend=self.name,
-            files=("program/native/ranker.so", SOURCE, "weights.bin"),
+            files=(f"program/native/{name}", SOURCE, "weights.bin"),
             target=planned.isa,
+            arch=ISAS[planned.isa][0] or host.arch,
             cpu_flags=planned.flags,
             weight_bytes=weight_bytes,
             arena_bytes=source.arena_bytes,
@@ -73,16 +80,18 @@ class Native:
         from burnish.native import toolchain
 
         library = toolchain.build((directory / SOURCE).read_text(), isa, self.compiler)
-        name = f"program/native/{isa}.so"
+        name = f"program/native/{library_name(isa, isa)}"
         shutil.copyfile(library, directory / name)
-        return msgspec.structs.replace(program, files=(name, *program.files[1:]), target=isa, cpu_flags=tuple(sorted(ISAS[isa][1])))
+        arch, flags = ISAS[isa]
+        changed = {"target": isa, "arch": arch or program.arch, "cpu_flags": tuple(sorted(flags))}
+        return msgspec.structs.replace(program, files=(name, *program.files[1:]), **changed)
 
     def open(self, directory: Path, program: Program, inputs: tuple[Input, ...], threads: int) -> NativeEngine:
-        """The engine of a built program; ArtifactError when this machine lacks an instruction it needs."""
-        lacks = Host.here().lacks(program.cpu_flags)
-        if lacks:
+        """The engine of a built program; ArtifactError when this machine is another, or lacks an instruction it needs."""
+        sentence = program.unfit(Host.here())
+        if sentence:
             raise ArtifactError(
-                f"{directory} was compiled for {program.target}, and this machine lacks {', '.join(lacks)}. "
+                f"{directory} was compiled for {program.target}, and {sentence}. "
                 f"Compile it for this machine, or with --target {Host.here().isa}"
             )
         return NativeEngine(Path(directory), program, inputs, threads)

@@ -42,6 +42,14 @@ class Program(msgspec.Struct, frozen=True):
     weight_bytes: int = 0  # constants as they lie in memory
     arena_bytes: int = 0  # scratch memory of one thread; 0 where the engine does not say
     facts: dict[str, Any] = {}  # whatever else `open` needs; JSON types only
+    arch: str = ""  # of the machine it was compiled for (host.Host.arch); "" where any will do
+
+    def unfit(self, host: Host) -> str:
+        """Why a machine cannot run it, as half a sentence; "" when it can."""
+        if self.arch not in ("", host.arch):
+            return f"this machine is {host.arch}, not {self.arch}"
+        lacks = host.lacks(self.cpu_flags)
+        return f"this machine lacks {', '.join(lacks)}" if lacks else ""
 
 
 class Engine(Protocol):

@@ -58,21 +58,9 @@ PUBLIC int ranker_abi(void) { return RANKER_ABI; }
 PUBLIC const char *ranker_describe(void) { return DESCRIPTION; }
 PUBLIC size_t ranker_arena_bytes(void) { return ARENA; }
 PUBLIC const ranker_fault_t *ranker_fault(const ranker *r) { return &r->fault; }
-static void unmap(char *map, size_t bytes) { munmap(map, bytes); }
-static __attribute__((noinline)) ranker *opened(const char *path, int &code) {
-  code = RANKER_CANNOT_OPEN;
-  const int file = open(path, O_RDONLY | O_CLOEXEC);
-  if (file < 0) return nullptr;
-  struct stat facts;
-  if (fstat(file, &facts) != 0 || facts.st_size < 40 + 16 * ARRAYS) {
-    close(file);
-    code = RANKER_NOT_ITS_WEIGHTS;
-    return nullptr;
-  }
-  const size_t bytes = (size_t)facts.st_size;
-  char *map = (char *)mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file, 0);
-  close(file);
-  if (map == (char *)MAP_FAILED) return nullptr;
+static __attribute__((noinline)) ranker *over(const char *map, size_t bytes, int &code) {
+  code = RANKER_NOT_ITS_WEIGHTS;
+  if (bytes < 40 + 16 * ARRAYS || (uintptr_t)map % 64 != 0) return nullptr;
   uint32_t version, count;
   memcpy(&version, map + 8, 4);
   memcpy(&count, map + 12, 4);
@@ -88,21 +76,12 @@ static __attribute__((noinline)) ranker *opened(const char *path, int &code) {
     fits = at == next && rows <= bytes / ROW_BYTES[i];
     if (fits) next = (at + rows * ROW_BYTES[i] + PACK_SLACK + 63) / 64 * 64;
   }
-  if (!fits || next != bytes) {
-    unmap(map, bytes);
-    code = RANKER_NOT_ITS_WEIGHTS;
-    return nullptr;
-  }
+  if (!fits || next != bytes) return nullptr;
+  code = RANKER_NO_MEMORY;
   void *memory = calloc(1, sizeof(ranker) + ARENA + 2 * 4096);
-  if (!memory) {
-    unmap(map, bytes);
-    code = RANKER_NO_MEMORY;
-    return nullptr;
-  }
+  if (!memory) return nullptr;
   ranker *r = (ranker *)(((uintptr_t)memory + 63) / 64 * 64);
   r->memory = memory;
-  r->map = map;
-  r->mapped = bytes;
   r->arena = (char *)(((uintptr_t)(r + 1) + 4095) / 4096 * 4096);
   for (uint32_t i = 0; i < ARRAYS; i++) {
     uint64_t at;
@@ -113,14 +92,41 @@ static __attribute__((noinline)) ranker *opened(const char *path, int &code) {
   code = RANKER_OK;
   return r;
 }
+#ifndef __wasm__
+static __attribute__((noinline)) ranker *opened(const char *path, int &code) {
+  code = RANKER_CANNOT_OPEN;
+  const int file = open(path, O_RDONLY | O_CLOEXEC);
+  if (file < 0) return nullptr;
+  struct stat facts;
+  const size_t bytes = fstat(file, &facts) == 0 && facts.st_size > 0 ? (size_t)facts.st_size : 1;
+  char *map = (char *)mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file, 0);
+  close(file);
+  if (map == (char *)MAP_FAILED) return nullptr;
+  ranker *r = over(map, bytes, code);
+  if (r) {
+    r->map = map;
+    r->mapped = bytes;
+  } else {
+    munmap(map, bytes);
+  }
+  return r;
+}
 PUBLIC PLAIN ranker *ranker_open(const char *path, int *error) {
   int unheard, &code = error ? *error : unheard;
   code = RANKER_LACKS_INSTRUCTIONS;
   return ranker_lacks() ? nullptr : opened(path, code);
 }
+#endif
+PUBLIC PLAIN ranker *ranker_open_memory(const void *weights, size_t bytes, int *error) {
+  int unheard, &code = error ? *error : unheard;
+  code = RANKER_LACKS_INSTRUCTIONS;
+  return ranker_lacks() ? nullptr : over((const char *)weights, bytes, code);
+}
 PUBLIC void ranker_close(ranker *r) {
   if (!r) return;
-  unmap(r->map, r->mapped);
+#ifndef __wasm__
+  if (r->map) munmap(r->map, r->mapped);
+#endif
   free(r->memory);
 }
 // Table rows come from memory while the rows before them are computed
@@ -203,7 +209,8 @@ def emit(plan: Plan) -> Source:
         [
             "// Written by burnish; abi/ranker.h says how it is called.",
             resources.files("burnish.native.abi").joinpath("ranker.h").read_text(),
-            "#include <fcntl.h>\n#include <stdlib.h>\n#include <sys/mman.h>\n#include <sys/stat.h>\n#include <unistd.h>",
+            "#include <stdlib.h>",
+            "#ifndef __wasm__\n#include <fcntl.h>\n#include <sys/mman.h>\n#include <sys/stat.h>\n#include <unistd.h>\n#endif",
             *constants,
             table.TEMPLATES[0] + HEAD + "".join(table.TEMPLATES[1:]),
             model + PUBLIC + machine.LACKS + FACE,

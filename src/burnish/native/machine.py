@@ -12,7 +12,10 @@ DEFINED = {
     "avx2": "__AVX2__",
     "i8mm": "__ARM_FEATURE_MATMUL_INT8",
     "dotprod": "__ARM_FEATURE_DOTPROD",
+    "armv7": "__ARM_ARCH_7A__",
     "neon": "__ARM_NEON",
+    "simd128": "__wasm_simd128__",
+    "riscv64": "__riscv",
 }
 
 # CPU flag -> leaf, subleaf, register (0 eax, 1 ebx, 2 ecx) and bit of cpuid: Intel's manual, volume 2A. xcr0: 6 for ymm, 0xe6 for zmm
@@ -28,8 +31,8 @@ CPUID = {
     "avx512_vnni": (7, 0, 2, 11),
     "avx512_bf16": (7, 1, 0, 5),
 }
-# CPU flag -> AT_HWCAP (16) or AT_HWCAP2 (26) and bit: Linux, asm/hwcap.h of aarch64
-HWCAP = {"asimd": (16, 1), "asimddp": (16, 20), "i8mm": (26, 13)}
+# CPU flag -> AT_HWCAP (16) or AT_HWCAP2 (26) and bit: Linux, asm/hwcap.h of aarch64, and of arm for neon
+HWCAP = {"asimd": (16, 1), "asimddp": (16, 20), "i8mm": (26, 13), "neon": (16, 12)}
 
 LACKS = r"""
 #if defined(__x86_64__)
@@ -51,7 +54,7 @@ PLAIN static bool has(const char *flag) {
   }
   return true;
 }
-#elif defined(__aarch64__) && defined(__linux__)
+#elif (defined(__aarch64__) || defined(__arm__)) && defined(__linux__)
 #include <sys/auxv.h>
 static bool has(const char *flag) {
   static const struct {

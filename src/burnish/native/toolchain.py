@@ -22,8 +22,6 @@ from burnish.errors import BuildError
 FLAGS = (
     "-std=c++20",
     "-O3",
-    "-fPIC",
-    "-shared",
     "-fno-exceptions",
     "-fno-rtti",
     "-fvisibility=hidden",
@@ -31,6 +29,9 @@ FLAGS = (
     "-fno-math-errno",
     "-Wno-psabi",
 )
+SHARED = ("-fPIC", "-shared")
+# a module that is called, not run; its memory is its own, and what fills it asks malloc where
+REACTOR = ("-msimd128", "-mexec-model=reactor", "-rdynamic", "-Wl,--export=malloc,--export=free,--strip-all")
 AVX2 = ("-mavx2", "-mbmi2", "-mf16c", "-mfma")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 # instruction set -> (zig's -target, flags of any compiler)
@@ -42,6 +43,9 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "i8mm": ("aarch64-linux-gnu.2.17", ("-mcpu=generic+dotprod+i8mm",)),
     "dotprod": ("aarch64-linux-gnu.2.17", ("-mcpu=generic+dotprod",)),
     "neon": ("aarch64-linux-gnu.2.17", ()),
+    "armv7": ("arm-linux-gnueabihf.2.17", ("-mcpu=generic+v7a+neon",)),
+    "riscv64": ("riscv64-linux-gnu.2.27", ()),
+    "simd128": ("wasm32-wasi", REACTOR),
 }
 NATIVE_SCALAR = {"x86_64": "x86_64-linux-gnu.2.17", "aarch64": "aarch64-linux-gnu.2.17"}
 
@@ -73,7 +77,8 @@ def command(isa: str, source: Path, out: Path, compiler: str | None = None, extr
         front = [sys.executable, "-m", "ziglang", "c++", "-nostdlib++", *(("-target", target) if target else ())]
     else:
         front = [compiler, "-nodefaultlibs", "-lc"]
-    return [*front, *FLAGS, *machine, *extra, str(source), "-o", str(out), "-lm"]
+    kind = () if isa == "simd128" else SHARED
+    return [*front, *FLAGS, *kind, *machine, *extra, str(source), "-o", str(out), "-lm"]
 
 
 def cache_dir() -> Path:

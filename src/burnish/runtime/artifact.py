@@ -103,12 +103,12 @@ class Artifact:
         """The first program that this machine can run; ArtifactError when it can run none."""
         here = Host.here()
         for program in self.manifest.programs:
-            if not here.lacks(program.cpu_flags):
+            if not program.unfit(here):
                 return program
         best = self.manifest.programs[0]
         raise ArtifactError(
-            f"the artifact at {self.path} was built for {best.target}; this machine ({here.cpu}) lacks "
-            f"{', '.join(here.lacks(best.cpu_flags))}. Compile it with target {here.isa!r}"
+            f"the artifact at {self.path} was built for {best.target}, and {best.unfit(here)} ({here.cpu}). "
+            f"Compile it with target {here.isa!r}"
         )
 
     @property

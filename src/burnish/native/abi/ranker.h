@@ -44,6 +44,8 @@ const char *ranker_lacks(void);       /* null, or a CPU flag (as in /proc/cpuinf
 
 /* Maps the packed weights; null on failure, with one of the codes above in *error (which may be null). */
 ranker *ranker_open(const char *weights, int *error);
+/* The same over weights.bin in memory, as from flash or the network: aligned to 64 bytes, unchanged until ranker_close. */
+ranker *ranker_open_memory(const void *weights, size_t bytes, int *error);
 void ranker_close(ranker *handle);
 
 /* A plain table. inputs: one array an input, n rows each. outputs: one array an output, room for n rows each. */

@@ -198,6 +198,28 @@ struct DotU8 {
   static INLINE I total(Acc acc, I begun) { return begun + (I)vpaddq_s32(acc.low, acc.high); }
 #endif
 };
+#elif defined(__wasm_simd128__) // bytes widened to 16 bits, as with AVX2: the relaxed dot product takes 7 bits of one side only
+struct DotU8 {
+  static constexpr int ROWS = 4, VECTORS = 1, shift = 0; // two sums a lane
+  using A = uint8_t;
+  using W = int8_t;
+  using X = v128_t;
+  struct Acc {
+    v128_t low, high;
+  };
+  using B = Acc;
+  static constexpr int group = 4;
+  static INLINE X spread(const A *p) { return wasm_u16x8_extend_low_u8x16(wasm_v128_load32_splat(p)); }
+  static INLINE B weights(const W *w) { return {wasm_i16x8_load8x8(w), wasm_i16x8_load8x8(w + 8)}; }
+  static INLINE void step(Acc &acc, X x, B b) {
+    acc.low = wasm_i32x4_add(acc.low, wasm_i32x4_dot_i16x8(x, b.low));
+    acc.high = wasm_i32x4_add(acc.high, wasm_i32x4_dot_i16x8(x, b.high));
+  }
+  static INLINE Acc start(I) { return Acc{}; }
+  static INLINE I total(Acc acc, I begun) {
+    return begun + (I)wasm_i32x4_shuffle(acc.low, acc.high, 0, 2, 4, 6) + (I)wasm_i32x4_shuffle(acc.low, acc.high, 1, 3, 5, 7);
+  }
+};
 #else
 struct DotU8 : Tile {
   static constexpr int shift = 0;
@@ -290,15 +312,23 @@ INL void products(int T, const typename Dot::W *w, Row row, Begin begin, End end
   }
 }
 // A linear with few outputs: vectors along the K inputs. Weights (N, K rounded up to 64), zeros behind K.
+// Here stands the last linear of most rankers: 64 sums, products rounded, so that a score has the same bits whatever the width of vectors.
 template <int K> INL float dot_few(const float *a, const float *w) {
-  F acc[4] = {};
-  constexpr int WHOLE = K / LANES * LANES;
+  constexpr int WHOLE = K / 16 * 16, PARTS = 16 / LANES;
+  F acc[4][PARTS] = {};
   ROLLED
-  for (int k = 0; k + 4 * LANES <= WHOLE; k += 4 * LANES) UNROLL
-  for (int j = 0; j < 4; j++) acc[j] = muladd(load(a + k + j * LANES), load(w + k + j * LANES), acc[j]);
+  for (int k = 0; k + 64 <= WHOLE; k += 64) UNROLL
+  for (int j = 0; j < 4 * PARTS; j++) acc[j / PARTS][j % PARTS] += load(a + k + j * LANES) * load(w + k + j * LANES);
   UNROLL
-  for (int j = 0, k = WHOLE / (4 * LANES) * 4 * LANES; k < WHOLE; k += LANES, j++) acc[j] = muladd(load(a + k), load(w + k), acc[j]);
-  float sum = sum_of((acc[0] + acc[1]) + (acc[2] + acc[3]));
+  for (int j = 0; j < WHOLE % 64 / LANES; j++)
+    acc[j / PARTS][j % PARTS] += load(a + WHOLE / 64 * 64 + j * LANES) * load(w + WHOLE / 64 * 64 + j * LANES);
+  F part[PARTS];
+  UNROLL
+  for (int j = 0; j < PARTS; j++) part[j] = (acc[0][j] + acc[1][j]) + (acc[2][j] + acc[3][j]);
+  UNROLL
+  for (int n = PARTS / 2; n; n /= 2) UNROLL
+  for (int j = 0; j < n; j++) part[j] += part[j + n];
+  float sum = sum_of(part[0]);
   for (int k = WHOLE; k < K; k++) sum += a[k] * w[k];
   return sum;
 }

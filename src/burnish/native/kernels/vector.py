@@ -15,8 +15,12 @@ TEMPLATE = r"""
 #include <string.h>
 #if defined(__AVX2__)
 #include <immintrin.h>
-#elif defined(__ARM_NEON)
+#elif defined(__wasm_simd128__)
+#include <wasm_simd128.h>
+#elif defined(__ARM_NEON) && defined(__aarch64__)
 #include <arm_neon.h>
+#else // Armv7's NEON lacks the instructions that are named below; the compiler finds it under the vectors of 4 lanes
+#undef __ARM_NEON
 #endif
 #if defined(__AVX512F__)
 #define LANES 16
@@ -157,6 +161,8 @@ INL F v_sqrt(F x) {
   return (F)_mm256_sqrt_ps((__m256)x);
 #elif defined(__ARM_NEON)
   return (F)vsqrtq_f32((float32x4_t)x);
+#elif defined(__wasm_simd128__)
+  return (F)wasm_f32x4_sqrt((v128_t)x);
 #else
   UNROLL
   for (int i = 0; i < LANES; i++) x[i] = sqrtf(x[i]);
