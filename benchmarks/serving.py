@@ -32,7 +32,7 @@ import numpy as np
 import burnish
 from burnish import testing
 from burnish.host import Host, versions
-from burnish.serve.app import Server, free_port
+from burnish.serve.process import Server, free_port
 from burnish.serve.versions import Versions
 from burnish.serve.wire import DATATYPES
 from burnish.testing.http_load import post, saturate, send

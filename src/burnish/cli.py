@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from burnish.errors import BurnishError, JobError, ObjectiveNotMet
+from burnish.errors import BurnishError, JobError, ObjectiveNotMet, ServeError
 
 if TYPE_CHECKING:
     from burnish.graph.node import Graph
@@ -179,15 +179,15 @@ def serve(
     ] = None,
 ) -> None:
     """Serve an artifact over REST and gRPC (Open Inference v2)."""
-    from burnish.serve.app import serve as run
+    from burnish.serve.server import Options
+    from burnish.serve.server import serve as run
 
-    path = artifact_in(directory)
-    name = name or directory.resolve().name
-    listen: dict[str, Any] = {"http": http, "grpc": grpc, "metrics": metrics, "host": host}
-    run(path, **listen, workers=workers, name=name, deadline_ms=deadline_ms, admin=admin)
+    told = locals()
+    options = {each: told[each] for each in Options.__struct_fields__ if each in told}
+    run(artifact_in(directory), Options(**{**options, "name": name or directory.resolve().name}))
 
 
-@app.command(epilog="Example: burnish publish out/ ranker/")
+@app.command(epilog="Example: burnish publish out/ ranker/ --canary 0.05")
 def publish(
     directory: Directory,
     to: Annotated[Path, typer.Argument(metavar="VERSIONS", help="What `serve` serves: a directory of versions; made if there is none.")],
@@ -196,11 +196,38 @@ def publish(
     """Add an artifact as a new version, and serve it."""
     from burnish.serve.versions import publish as add
 
-    version = add(artifact_in(directory), to)
-    _print_json({"path": str(to), "version": version}) if as_json else print(f"{to}: version {version} is the current one")
+    if shadow and canary is not None:
+        raise ServeError("a version is tried as a shadow or as a canary. Give one of --shadow and --canary")
+    found = artifact_in(Path(what)) if Path(what).is_dir() else what
+    version = add(found, to, shadow=shadow, canary=canary, key=key)
+    role = "shadow" if shadow else "canary" if canary is not None else "current"
+    told = {"path": str(to), "version": version, "role": role}
+    _print_json(told) if as_json else print(f"{to}: version {version} is the {role}{' one' if role == 'current' else ''}")
+
+
+@app.command(epilog="Example: burnish sign out/ --key key.pem")
+def sign(
+    directory: Directory,
+    key: Annotated[Path, typer.Option(help="A private ed25519 key (PEM).")],
+    as_json: AsJson = False,
+) -> None:
+    """Sign an artifact, for `serve --trust`."""
+    from burnish.serve.sign import sign as run
+
+    written = run(artifact_in(directory), key)
+    _print_json({"path": str(written)}) if as_json else print(f"{written} signs every file of {written.parent}")
 
 
 @app.command(epilog="Example: burnish plan out/ --qps 80000 --p99 8")
+    admin: Annotated[bool, typer.Option("--admin", help="Allow calls that change the version that is served.")] = False,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Bearer tokens, one a line; 'admin:' before those that may change what is served.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM): serve over TLS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    client_ca: Annotated[Path | None, typer.Option(help="Serve only clients with a certificate of this authority (PEM).")] = None,
+    trust: Annotated[Path | None, typer.Option(help="Serve only artifacts that this public key (PEM) signed: burnish sign.")] = None,
+    log: Annotated[str, typer.Option(help="text, json, or requests: json, and a line a request.")] = "text",
 def plan(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `optimize` wrote.")],
     qps: Annotated[float | None, typer.Option(help="Requests a second; default: the job's.")] = None,
@@ -217,6 +244,9 @@ def plan(
     answer = replan(read_report(directory), qps=qps, p99_ms=p99, price_per_hour=price, cores=cores, headroom=headroom)
     _print_json(answer) if as_json else print(answer["sentence"])
 
+    shadow: Annotated[bool, typer.Option("--shadow", help="Beside the current version: score what that answers, and compare.")] = False,
+    canary: Annotated[float | None, typer.Option(metavar="SHARE", help="Beside the current version: answer this share.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Sign the new version with this private key (PEM).")] = None,
 
 @app.command(epilog="Example: burnish verify out/")
 def verify(directory: Directory, as_json: AsJson = False) -> None:

@@ -27,7 +27,8 @@ import burnish
 from burnish import testing
 from burnish.errors import ArtifactError, ServeError
 from burnish.graph.node import Graph
-from burnish.serve.app import Server, free_port, serve
+from burnish.serve.process import Server, free_port
+from burnish.serve.server import Options, serve
 
 pytest.importorskip("onnxruntime")
 triton = pytest.importorskip("tritonclient.http")
@@ -148,7 +149,7 @@ def test_many_clients_at_once_get_their_own_scores(server, scorer):
 def test_health_and_metadata_are_the_protocols(client, server):
     assert client.is_server_live() and client.is_server_ready()
     assert client.is_model_ready("ranker") and client.is_model_ready("ranker", "1")
-    extensions = ["binary_tensor_data", "statistics"]
+    extensions = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
     assert client.get_server_metadata() == {"name": "burnish", "version": burnish.__version__, "extensions": extensions}
     told = client.get_model_metadata("ranker")
     assert (told["name"], told["versions"], told["platform"]) == ("ranker", ["1"], "burnish")
@@ -317,22 +318,22 @@ def test_metrics_are_at_the_same_port_unless_they_have_their_own(server):
 def test_a_port_in_use_is_told_before_anything_starts(server, path):
     sentence = f"port {server.port} of 127.0.0.1 is in use by another process. Choose another with --http"
     with pytest.raises(ServeError, match=re.escape(sentence)):
-        serve(path, http=server.port)
+        serve(path, Options(http=server.port))
     with pytest.raises(ServeError, match=r"is in use by another process\. Choose another with --metrics"):
-        serve(path, http=free_port(), metrics=server.port)
+        serve(path, Options(http=free_port(), metrics=server.port))
 
 
 def test_what_cannot_be_served_has_a_sentence(path, tmp_path):
     with pytest.raises(ArtifactError, match=r"there is no artifact at"):
         serve(tmp_path)
     with pytest.raises(ServeError, match=r"'a b' cannot be the name of a model\. Use letters, digits"):
-        serve(path, name="a b")
+        serve(path, Options(name="a b"))
     with pytest.raises(ServeError, match=r"a server cannot have 0 workers\. Give at least 1"):
-        serve(path, workers=0)
+        serve(path, Options(workers=0))
     with pytest.raises(ServeError, match=r"no\.such\.host:8000 is not an address to listen at"):
-        serve(path, host="no.such.host")
+        serve(path, Options(host="no.such.host"))
     with pytest.raises(ServeError, match=r"cannot listen at 192\.0\.2\.1:\d+: .*\. Choose another with --http"):
-        serve(path, host="192.0.2.1", http=free_port())
+        serve(path, Options(host="192.0.2.1", http=free_port()))
 
 
 def test_a_worker_that_cannot_load_ends_the_server_with_a_sentence(path, tmp_path):
@@ -426,7 +427,6 @@ def test_the_native_engine_is_served_with_its_bits(tmp_path):
 
 
 def test_serving_imports_no_torch_and_no_compiler():
-    code = (
-        "import sys, burnish.serve.app; print([m for m in ('torch', 'ziglang', 'onnx', 'scipy', 'polars', 'altair') if m in sys.modules])"
-    )
+    heavy = ("torch", "ziglang", "onnx", "scipy", "polars", "altair", "cryptography", "opentelemetry", "grpc")
+    code = f"import sys, burnish.serve.server; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -16,13 +16,15 @@ from burnish import testing
 from burnish.errors import ServeError
 from burnish.graph.node import Graph
 from burnish.serve import grpc_server
-from burnish.serve.app import Server, free_port, serve
 from burnish.serve.messages import protocol
+from burnish.serve.process import Server, free_port
+from burnish.serve.server import Options, serve
 
 pytest.importorskip("onnxruntime")
 grpc = pytest.importorskip("grpc")
 triton = pytest.importorskip("tritonclient.grpc")
 DATATYPES = {"float32": "FP32", "int64": "INT64"}
+EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
 FIELDS = {"float32": "fp32_contents", "int64": "int64_contents"}
 
 
@@ -109,11 +111,14 @@ def typed(request: Any, arrays: dict[str, np.ndarray], **more: Any) -> Any:
 
 def test_the_messages_have_the_names_and_numbers_of_the_protocol():
     pb2 = pytest.importorskip("tritonclient.grpc.service_pb2")
+    config = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+    known = {**config.DESCRIPTOR.message_types_by_name, **pb2.DESCRIPTOR.message_types_by_name}
     ours = protocol()
 
     def facts(field: Any) -> tuple[Any, ...]:
         one_of = field.containing_oneof and field.containing_oneof.name
-        return field.name, field.number, field.type, field.message_type and field.message_type.full_name, one_of
+        kind = field.TYPE_INT32 if field.type == field.TYPE_ENUM else field.type  # the same on the wire
+        return field.name, field.number, kind, field.message_type and field.message_type.full_name, one_of
 
     def agree(mine: Any, theirs: Any) -> None:
         for field in mine.fields:
@@ -123,11 +128,12 @@ def test_the_messages_have_the_names_and_numbers_of_the_protocol():
                 agree(field.message_type, other.message_type)
 
     for name, message in ours.messages.items():
-        agree(message.DESCRIPTOR, pb2.DESCRIPTOR.message_types_by_name[name])
+        agree(message.DESCRIPTOR, known[name])
     service = pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
     for name, types in ours.methods.items():
         method = service.methods_by_name[name]
         assert types == (method.input_type.name, method.output_type.name)
+        assert (name in ours.streams) == method.server_streaming == method.client_streaming
     sent = pb2.ModelInferRequest(model_name="m", raw_input_contents=[b"1", b"2"])
     sent.parameters["timeout"].int64_param = 7
     sent.inputs.add(name="x", shape=[1, 2]).contents.int64_contents.extend([1, 2])
@@ -195,7 +201,7 @@ def test_health_metadata_repository_and_statistics_are_the_protocols(client):
     with pytest.raises(triton.InferenceServerException, match="there is no model 'other'"):
         client.is_model_ready("other")
     told = client.get_server_metadata(as_json=True)
-    assert told == {"name": "burnish", "version": burnish.__version__, "extensions": ["binary_tensor_data", "statistics"]}
+    assert told == {"name": "burnish", "version": burnish.__version__, "extensions": EXTENSIONS}
     told = client.get_model_metadata("ranker")
     assert (told.name, list(told.versions), told.platform) == ("ranker", ["1"], "burnish")
     assert [(t.name, t.datatype, list(t.shape)) for t in told.inputs] == [("dense", "FP32", [-1, 5]), ("cat", "INT64", [-1, 6])]
@@ -297,7 +303,7 @@ def test_bytes_that_are_no_message_end_one_call(server, client):
             assert refusal(lambda size=size: raw(rng.bytes(size)))[0] in ("INVALID_ARGUMENT", "NOT_FOUND")
         whole = protocol()["ModelInferRequest"](model_name="ranker").SerializeToString()
         assert refusal(lambda: raw(whole[:-1])) == ("INVALID_ARGUMENT", "the message is not a ModelInferRequest")
-        assert refusal(lambda: channel.unary_unary("/inference.GRPCInferenceService/ModelConfig")(b""))[0] == "UNIMPLEMENTED"
+        assert refusal(lambda: channel.unary_unary("/inference.GRPCInferenceService/TraceSetting")(b""))[0] == "UNIMPLEMENTED"
     assert client.is_server_live()
 
 
@@ -336,8 +342,47 @@ def test_two_workers_share_the_port_and_end_with_a_signal(path, scorer):
 def test_without_grpcio_or_its_port_there_is_a_sentence(path, server, monkeypatch):
     taken = server.options["grpc"]
     with pytest.raises(ServeError, match=re.escape(f"port {taken} of 127.0.0.1 is in use by another process. Choose another with --grpc")):
-        serve(path, http=free_port(), grpc=taken)
+        serve(path, Options(http=free_port(), grpc=taken))
     monkeypatch.setattr(grpc_server, "find_spec", lambda name: None)
     sentence = "serving gRPC needs grpcio, which is not installed. Install it: pip install 'burnish[grpc]'"
     with pytest.raises(ServeError, match=re.escape(sentence)):
-        serve(path, http=free_port(), grpc=free_port())
+        serve(path, Options(http=free_port(), grpc=free_port()))
+
+
+def test_a_stream_answers_each_request_in_order_and_survives_a_mistake(server, scorer):
+    answers: list[Any] = []
+    with triton.InferenceServerClient(address(server)) as client:
+        client.start_stream(lambda result, error: answers.append(error or result))
+        expected = []
+        for n in (3, 0, 5):
+            request, candidates, _ = call(max(n, 1), seed=n)
+            expected.append(scorer(request, candidates)["score"].tobytes())
+            arrays = wire(request, candidates) if n else {"dense": np.zeros((1, 5), np.float32)}
+            client.async_stream_infer("ranker", tensors(arrays), request_id=f"r{n}")
+        client.stop_stream()
+    first, mistake, last = answers
+    assert (first.get_response().id, last.get_response().id) == ("r3", "r5")
+    assert (first.as_numpy("score").tobytes(), last.as_numpy("score").tobytes()) == (expected[0], expected[2])
+    assert "input 'cat' is missing" in str(mistake)
+
+
+def test_the_configuration_is_what_tritons_clients_read(client, server):
+    told = client.get_model_config("ranker", as_json=True)["config"]
+    assert (told["name"], told["platform"], told.get("max_batch_size", 0)) == ("ranker", "burnish", 0)
+    assert [(t["name"], t["data_type"], t["dims"]) for t in told["input"]] == [
+        ("dense", "TYPE_FP32", ["-1", "5"]),
+        ("cat", "TYPE_INT64", ["-1", "6"]),
+    ]
+    assert [(t["name"], t["data_type"], t["dims"]) for t in told["output"]] == [
+        ("score", "TYPE_FP32", ["-1"]),
+        ("logit", "TYPE_FP32", ["-1"]),
+    ]
+    rest = pytest.importorskip("tritonclient.http").InferenceServerClient(server.address)
+    assert rest.get_model_config("ranker")["input"][0] == {"name": "dense", "data_type": "TYPE_FP32", "dims": [-1, 5]}
+    rest.close()
+
+
+def test_repository_calls_are_closed_by_default(client):
+    for change in (lambda: client.load_model("ranker"), lambda: client.unload_model("ranker")):
+        with pytest.raises(triton.InferenceServerException, match="this server does not change what it serves by a call"):
+            change()

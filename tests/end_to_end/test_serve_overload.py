@@ -17,7 +17,8 @@ import burnish
 from burnish import testing
 from burnish.errors import ServeError
 from burnish.runtime.artifact import Artifact
-from burnish.serve.app import Server, serve
+from burnish.serve.process import Server
+from burnish.serve.server import Options, serve
 from burnish.serve.wire import DATATYPES
 from burnish.testing.http_load import post, send
 
@@ -108,7 +109,7 @@ def test_the_default_is_the_objective_that_the_artifact_was_chosen_for(path, tmp
         status, sentence, _ = ask(server, large)
         assert status == 503 and "the request's time is 0.05 ms" in sentence
     with pytest.raises(ServeError, match=r"a deadline of 0 ms cannot be met\. Give milliseconds above 0"):
-        serve(path, deadline_ms=0)
+        serve(path, Options(deadline_ms=0))
 
 
 @pytest.mark.parametrize("announced", [b"Content-Length: 5000\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"])

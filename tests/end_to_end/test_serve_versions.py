@@ -21,8 +21,10 @@ import burnish
 from burnish import testing
 from burnish.errors import ArtifactError, ServeError
 from burnish.runtime.artifact import Artifact, Manifest, digest, write_manifest
-from burnish.serve.app import Server, free_port, serve
-from burnish.serve.versions import Keeper, Versions, publish, refusal
+from burnish.serve.keeper import Keeper, refusal
+from burnish.serve.process import Server, free_port
+from burnish.serve.server import serve
+from burnish.serve.versions import Versions, publish
 
 pytest.importorskip("onnxruntime")
 TABLE = {"dense": np.ones((3, 5), np.float32), "cat": np.ones((3, 6), np.int64)}
@@ -264,5 +266,5 @@ def test_a_full_disk_leaves_the_old_version(versions, tmp_path, monkeypatch, cap
 
 
 def test_verifying_something_that_crashes_is_a_sentence(monkeypatch, tmp_path):
-    monkeypatch.setattr("burnish.serve.versions.sys.executable", shutil.which("false") or "/bin/false")
+    monkeypatch.setattr("burnish.serve.keeper.sys.executable", shutil.which("false") or "/bin/false")
     assert refusal(tmp_path) == f"verifying {tmp_path} ended with status 1"

@@ -20,7 +20,7 @@ from burnish import testing
 from burnish.graph.node import Graph, Node, input_node
 from burnish.graph.ops import Op
 from burnish.inputs import Input
-from burnish.serve.app import Server, free_port
+from burnish.serve.process import Server, free_port
 
 pytest.importorskip("onnxruntime")
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"

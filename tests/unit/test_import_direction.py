@@ -127,7 +127,7 @@ def test_light_parts_load_nothing_heavy_with_their_modules():
 
 def test_serving_loads_no_torch_no_compiler_and_no_data_library():
     code = f"""
-import sys, burnish, burnish.runtime.scorer, burnish.runtime.artifact, burnish.serve.app, burnish.measure.latency, burnish.measure.quality
+import sys, burnish, burnish.runtime.scorer, burnish.runtime.artifact, burnish.serve.server, burnish.measure.latency, burnish.measure.quality
 print([name for name in {HEAVY!r} if name in sys.modules])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -15,8 +15,9 @@ import pytest
 from burnish.errors import InputError, ServeError
 from burnish.inputs import Input
 from burnish.runtime.artifact import Output
-from burnish.serve.app import Application, Server
+from burnish.serve.app import Application
 from burnish.serve.metrics import Board
+from burnish.serve.process import Server
 from burnish.serve.worker import Served, Worker
 
 

@@ -141,7 +141,7 @@ def test_several_outputs_come_in_the_order_and_form_that_was_asked_for():
     wire = {"price": np.ones(4, np.float32), "id": np.arange(4, dtype=np.int32)}
     asked = [{"name": "parts", "parameters": {"binary_data": True}}, {"name": "score"}]
     call = decode(FLAT, *tensors(wire, outputs=asked, id="seven"))
-    body, cut = encode(FLAT, call, score(Sum(FLAT), call), "m", "1")
+    body, cut = encode(FLAT, call.layout, score(Sum(FLAT), call), "m", "1")
     assert cut is not None and cut % 8 == 0
     answer = json.loads(body[:cut])
     assert (answer["id"], answer["model_name"], answer["model_version"]) == ("seven", "m", "1")
@@ -161,7 +161,7 @@ def test_several_outputs_come_in_the_order_and_form_that_was_asked_for():
 def test_json_scores_keep_their_bits(scores):
     asked = protocol.Layout("", (protocol.Wanted("score", False),), (), True, len(scores), 1, 0)
     call = protocol.Call(asked)
-    body, cut = encode(MIXED, call, scores, "m", "1")
+    body, cut = encode(MIXED, call.layout, scores, "m", "1")
     assert cut is None
     assert np.array(json.loads(body)["outputs"][0]["data"], np.float32).tobytes() == scores.tobytes()
 
@@ -170,7 +170,7 @@ def test_a_score_that_is_not_a_number_is_null_in_json_and_itself_in_bytes():
     scores = np.array([1.0, np.nan, np.inf], np.float32)
     for binary in (False, True):
         asked = protocol.Layout("", (protocol.Wanted("score", binary),), (), True, 3, 1, 0)
-        body, cut = encode(MIXED, protocol.Call(asked), scores, "m", "1")
+        body, cut = encode(MIXED, asked, scores, "m", "1")
         if binary:
             assert body[cut:] == scores.tobytes()
         else:
@@ -216,7 +216,7 @@ def test_a_kept_layout_gives_the_same_call_and_answer():
         wire, table = request_tensors(5, seed)
         body, cut = tensors(wire, True, parameters={"binary_data_output": True})
         calls = [decode(MIXED, body, cut, kept=kept), decode(MIXED, body, cut)]
-        answers = [encode(MIXED, call, score(Sum(MIXED), call), "m", "1") for call in calls]
+        answers = [encode(MIXED, call.layout, score(Sum(MIXED), call), "m", "1") for call in calls]
         assert answers[0] == answers[1]
         assert answers[0][0][answers[0][1] :] == Sum(MIXED).rows(table).tobytes()
     assert len(kept) == 1
@@ -254,7 +254,7 @@ def test_a_damaged_body_is_scored_or_refused_and_nothing_else(data):
             cut = data.draw(st.one_of(st.none(), st.integers(-9, len(body) + 9).map(str), st.text(max_size=4)))
     try:
         call = decode(MIXED, body, cut)
-        encode(MIXED, call, score(Sum(MIXED), call), "m", "1")
+        encode(MIXED, call.layout, score(Sum(MIXED), call), "m", "1")
     except Refused as refused:
         assert refused.status in (400, 413) and str(refused)
         str(refused).encode()
@@ -289,7 +289,7 @@ def test_any_json_is_scored_or_refused_and_nothing_else(tensor, more):
     )
     try:
         call = decode(FLAT, body)
-        encode(FLAT, call, score(Sum(FLAT), call), "m", "1")
+        encode(FLAT, call.layout, score(Sum(FLAT), call), "m", "1")
     except Refused as refused:
         assert refused.status in (400, 413) and str(refused)
 
@@ -435,3 +435,25 @@ def test_metadata_documents_both_forms():
 
 def test_a_scorers_own_sentence_is_an_input_error():
     assert issubclass(Refused, ServeError) and not issubclass(InputError, Refused)
+
+
+class Bindable(Sum):
+    """Counts how often it was bound."""
+
+    bound = 0
+
+    def bind(self, request: Any, candidates: Any) -> Any:
+        self.bound += 1
+        return lambda: self(request, candidates)
+
+
+def test_a_layout_that_comes_again_is_bound_once_and_scores_the_same():
+    scorer, kept = Bindable(MIXED), dict[bytes, Any]()
+    for seed in range(8):
+        wire, table = request_tensors(5, seed)
+        body, header = tensors(wire, True)
+        found, cut = protocol.outline(MIXED, body, header, kept=kept)
+        assert protocol.scores_of(scorer, found, body, cut).tobytes() == Sum(MIXED).rows(table).tobytes()
+    assert scorer.bound == 1
+    with pytest.raises(Refused, match="the binary part ends inside input 'price'"):
+        protocol.scores_of(scorer, found, body[:-4], cut)

@@ -63,7 +63,9 @@ class Native:
         os.replace(folder / f"{name}.new", folder / name)  # who has the old one open keeps it
         (folder / "ranker.cpp").write_text(source.text)
         weight_bytes = pack.write(source.entries, out / "weights.bin")
-        tables = {str(i): entry.nodes[0]["weight"].name for i, entry in enumerate(source.entries) if is_named_table(entry)}
+        held = {str(i): entry.nodes[0]["weight"] for i, entry in enumerate(source.entries) if is_named_table(entry)}
+        tables = {i: weight.name for i, weight in held.items()}
+        table_rows = {i: [weight.dtype, weight.shape[-1]] for i, weight in held.items()}
         return Program(
             backend=self.name,
             files=(f"program/native/{name}", SOURCE, "weights.bin"),
@@ -72,7 +74,7 @@ class Native:
             cpu_flags=planned.flags,
             weight_bytes=weight_bytes,
             arena_bytes=source.arena_bytes,
-            facts={"tables": tables, "block_rows": planned.rows, "outputs": outputs_of(graph)},
+            facts={"tables": tables, "table_rows": table_rows, "block_rows": planned.rows, "outputs": outputs_of(graph)},
         )
 
     def again(self, directory: Path, program: Program, isa: str) -> Program:
@@ -151,6 +153,37 @@ class NativeEngine:
         out = {name: np.empty((n, *shape), dtype) for name, dtype, shape in self.outputs}
         self._share(functools.partial(self._request_part, request, candidates, out), n)
         return out
+
+    def bind(
+        self, request: Mapping[str, np.ndarray], candidates: Mapping[str, np.ndarray], n: int
+    ) -> tuple[Callable[[], dict[str, np.ndarray]], dict[str, np.ndarray]]:
+        """A call that scores what is in these arrays then, and the outputs (n, *shape) that it fills and returns."""
+        out = {name: np.empty((n, *shape), dtype) for name, dtype, shape in self.outputs}
+        if self._crew is not None and n >= 2 * self.block:
+
+            def shared() -> dict[str, np.ndarray]:
+                self._share(functools.partial(self._request_part, request, candidates, out), n)
+                return out
+
+            return shared, out
+        bound = _Call(0, len(self.halves), len(self.outputs))  # its pointers stay, while a call takes any handle that is free
+        for i, (of_request, name, _) in enumerate(self._halves_in):
+            bound.inputs[i] = address((request if of_request else candidates)[name])
+        for i, (name, _) in enumerate(self._rows_out):
+            bound.outputs[i] = address(out[name])
+        bound.offsets[1] = n
+
+        def call() -> dict[str, np.ndarray]:
+            free = self._take()
+            try:
+                if self._score_requests(free.handle, 1, bound.offsets_at, bound.inputs_at, bound.outputs_at):
+                    given = [request[h.name][None] if h.side == "request" else candidates[h.name] for h in self.halves]
+                    self._refuse(free.handle, given, self.halves, 0)
+            finally:
+                self._free.append(free)
+            return out
+
+        return call, out
 
     def close(self) -> None:
         """Close every handle; no call may be under way."""

@@ -59,6 +59,8 @@ class Engine(Protocol):
     `checks_ids`: it checks ids against the cardinalities itself (InputError), so the scorer does not;
     `concurrent`: it may be called from several threads at once, so the scorer takes no lock;
     `exact`: a row's outputs are the same bits in any company, at any thread count, on any machine of its target.
+    One that checks ids may also have `bind(request, candidates, n)`: a call without arguments that scores what is in these arrays then,
+    and the outputs that it fills and returns. It saves a server what handing over arrays costs.
     """
 
     def rows(self, table: Arrays, n: int) -> dict[str, np.ndarray]:

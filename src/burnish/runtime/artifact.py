@@ -4,6 +4,7 @@
     weights.bin          constants, mapped by the engines that can
     program/<name>/...   one a program
     golden.npz           rows and what they score: inputs by name as a plain table, outputs as `output:<name>`
+    manifest.sig         where it was signed (burnish.serve.sign)
 
 A byte flipped anywhere is found: every other file is hashed in the manifest, and the manifest carries the sha256 of its own text with
 that one value left blank.
@@ -31,6 +32,7 @@ from burnish.inputs import Input
 SCHEMA = 1
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
+SIGNATURE = "manifest.sig"  # optional: burnish.serve.sign
 _BLANK = b"0" * 64
 _SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"\s*}\s*\Z')  # the last field of a manifest of any schema
 
@@ -171,7 +173,8 @@ class Artifact:
         except OSError as error:
             raise ArtifactError(f"cannot write an artifact at {to}: {error.strerror}. Choose a directory that can be written") from None
         try:
-            for name in (*self.manifest.files, MANIFEST):
+            signed = [SIGNATURE] if (self.path / SIGNATURE).exists() else []
+            for name in (*self.manifest.files, MANIFEST, *signed):
                 (part / name).parent.mkdir(parents=True, exist_ok=True)
                 self._put(name, part / name)
             _sync(part)
@@ -215,9 +218,9 @@ def refuse_foreign(to: Path) -> bool:
     if not held:
         return False
     try:
-        ours = {MANIFEST, *_read_manifest(to).files}
+        ours = {MANIFEST, SIGNATURE, *_read_manifest(to).files}
     except ArtifactError:  # a damaged one may be replaced: then what the layout allows is ours
-        ours = {name for name in held if name in (MANIFEST, GOLDEN, "weights.bin") or name.startswith("program/")}
+        ours = {name for name in held if name in (MANIFEST, SIGNATURE, GOLDEN, "weights.bin") or name.startswith("program/")}
     foreign = [name for name in held if name not in ours or MANIFEST not in held]
     if foreign:
         raise ArtifactError(f"cannot write an artifact at {to}: it holds {foreign[0]}, which is not part of one. Choose an empty directory")

@@ -7,7 +7,7 @@ scorer a thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,28 @@ class Scorer:
         with self._turn:
             found = self._engine.request(once, each, n)
         return self._scores(found)
+
+    def bind(self, request: Given, candidates: Given) -> Callable[[], Scores]:
+        """A call without arguments that scores what is in these arrays then: for callers that fill the same arrays again and again.
+
+        Names, dtypes and shapes are checked once, here. Where the engine can be bound its scores are the same array every time.
+        """
+        once, _ = _taken(self._request, request, 0, "the request values")
+        each, n = _taken(self._candidates, candidates, 1, "the candidates")
+        bind = getattr(self._engine, "bind", None)
+        as_they_are = all(request[name] is a for name, a in once.items()) and all(candidates[name] is a for name, a in each.items())
+        if bind is None or n == 0 or not as_they_are:
+            return lambda: self(request, candidates)
+        score, found = bind(once, each, n)
+        scores = self._scores(found)  # views, or copies where a score is narrowed to float32
+        if any(output.dtype == "float64" for output in self.outputs):
+            return lambda: self._scores(score())
+
+        def call() -> Scores:
+            score()
+            return scores
+
+        return call
 
     def rows(self, table: Given) -> Scores:
         """Scores of a plain table: every input has N rows."""

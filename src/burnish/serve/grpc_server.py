@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import time
 import traceback
+from collections.abc import AsyncIterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,13 +21,14 @@ from burnish.errors import InputError, ServeError
 from burnish.host import versions
 from burnish.runtime.scorer import Scores
 from burnish.serve import protocol
+from burnish.serve.access import Access
 from burnish.serve.admission import OVERLOADED
 from burnish.serve.messages import SERVICE, Protocol
 from burnish.serve.messages import protocol as messages_of
 from burnish.serve.metrics import Board
-from burnish.serve.protocol import Call, Layout, OutputParameters, OutputTensor, Request, RequestParameters, Signature
+from burnish.serve.protocol import Layout, OutputParameters, OutputTensor, Request, RequestParameters, Signature
 from burnish.serve.wire import DATATYPES, InputParameters, InputTensor, Limits, Refused, Slot, Wire, check
-from burnish.serve.worker import Served, Worker
+from burnish.serve.worker import LoadParameters, Served, Worker
 
 if TYPE_CHECKING:
     import grpc
@@ -66,12 +69,21 @@ def outline(signature: Signature, message: Any, limits: Limits) -> tuple[Layout,
     return protocol.arrange(signature, _request(message), slot, limits), b"".join(raw)
 
 
-def answer(classes: Protocol, model: Served, message: Any, call: Call, scores: Scores) -> Any:
-    """The ModelInferResponse to a call."""
+class Listen(msgspec.Struct, frozen=True):
+    """Where gRPC is answered. `cert` and `key` (PEM): over TLS; `client_ca`: to clients whose certificates it signed."""
+
+    address: str
+    cert: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+
+
+def answer(classes: Protocol, model: Served, message: Any, asked: Layout, scores: Scores) -> Any:
+    """The ModelInferResponse to a request."""
     if not isinstance(scores, dict):
         scores = {next(iter(model.signature.outputs)): scores}
     response = classes["ModelInferResponse"](model_name=model.name, model_version=model.version, id=message.id)
-    for wanted in call.layout.wanted:
+    for wanted in asked.wanted:
         array = scores[wanted.name]
         datatype = DATATYPES[array.dtype.name]
         output = response.outputs.add(name=wanted.name, datatype=datatype, shape=array.shape)
@@ -130,17 +142,24 @@ def _from_contents(sent: Any, wire: Wire, shape: tuple[int, ...]) -> np.ndarray:
 class GrpcServer:
     """The service of one worker; workers share the port. `start` and `stop` run on its event loop."""
 
-    def __init__(self, worker: Worker, board: Board, address: str) -> None:
+    def __init__(self, worker: Worker, board: Board, listen: Listen, access: Access | None = None) -> None:
         import grpc
         import grpc.aio
 
         self._grpc = grpc
         self.worker = worker
         self.board = board
-        self.address = address
+        self.listen = listen
+        self.access = access or Access()
         self._classes = messages_of()
         codes = grpc.StatusCode
-        self._codes = {404: codes.NOT_FOUND, OVERLOADED: codes.RESOURCE_EXHAUSTED, 500: codes.INTERNAL}
+        self._codes = {
+            401: codes.UNAUTHENTICATED,
+            403: codes.PERMISSION_DENIED,
+            404: codes.NOT_FOUND,
+            OVERLOADED: codes.RESOURCE_EXHAUSTED,
+            500: codes.INTERNAL,
+        }
         most = [("grpc.max_receive_message_length", worker.limits.body_bytes), ("grpc.max_send_message_length", -1)]
         options = [*most, ("grpc.so_reuseport", 1)]
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=worker.limits.connections)
@@ -150,9 +169,15 @@ class GrpcServer:
     async def start(self) -> None:
         """ServeError when the port cannot be had."""
         try:
-            self._server.add_insecure_port(self.address)
+            if self.listen.cert is None or self.listen.key is None:
+                self._server.add_insecure_port(self.listen.address)
+            else:
+                ca = self.listen.client_ca
+                pair = [(self.listen.key.read_bytes(), self.listen.cert.read_bytes())]
+                told = self._grpc.ssl_server_credentials(pair, ca.read_bytes() if ca else None, require_client_auth=ca is not None)
+                self._server.add_secure_port(self.listen.address, told)
         except RuntimeError:
-            raise ServeError(f"cannot listen at {self.address}. Choose another with --grpc") from None
+            raise ServeError(f"cannot listen at {self.listen.address}. Choose another with --grpc") from None
         await self._server.start()
 
     async def stop(self, seconds: float) -> None:
@@ -160,30 +185,59 @@ class GrpcServer:
         await self._server.stop(seconds)
 
     def _handler(self, name: str, request: str, response: str) -> grpc.RpcMethodHandler:
-        from google.protobuf.message import DecodeError
-
         method, parse = getattr(self, f"_{name}"), self._classes[request].FromString
+        told = {
+            "request_deserializer": None,  # it would be answered UNKNOWN where the bytes are no message
+            "response_serializer": self._classes[response].SerializeToString,
+        }
 
         async def call(data: bytes, context: Any) -> Any:
             try:
+                self._let_in(name, context)
                 return await method(parse(data), context)
-            except DecodeError:
-                status, sentence = 400, f"the message is not a {request}"
-            except Refused as refused:
-                status, sentence = refused.status, str(refused)
-            except InputError as error:
-                status, sentence = 400, str(error)
-            except Exception:  # a fault of ours ends one call, not the worker
-                traceback.print_exc()
-                status, sentence = 500, "the server failed on this request; its log has the reason"
-            self.worker.counters.answered(status)
+            except Exception as error:  # ends one call, not the worker
+                status, sentence = self._refused(error, request)
             await context.abort(self._codes.get(status, self._grpc.StatusCode.INVALID_ARGUMENT), sentence)
 
-        return self._grpc.unary_unary_rpc_method_handler(
-            call,
-            request_deserializer=None,  # it would be answered UNKNOWN where the bytes are no message
-            response_serializer=self._classes[response].SerializeToString,
-        )
+        async def stream(arriving: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
+            try:
+                self._let_in(name, context)
+            except Refused as refused:
+                self.worker.counters.answered(refused.status)
+                await context.abort(self._codes[refused.status], str(refused))
+            async for data in arriving:
+                try:
+                    answer = self._classes[response](infer_response=await method(parse(data), context))
+                except Exception as error:  # ends one request of the stream
+                    answer = self._classes[response](error_message=self._refused(error, request)[1])
+                yield answer
+
+        if name in self._classes.streams:
+            return self._grpc.stream_stream_rpc_method_handler(stream, **told)
+        return self._grpc.unary_unary_rpc_method_handler(call, **told)
+
+    def _let_in(self, name: str, context: Any) -> None:
+        """Refused when the caller's token does not allow it this method."""
+        if not self.access.tokens or name in ("ServerLive", "ServerReady"):
+            return
+        self.access.check(_metadata(context, "authorization"))
+
+    def _refused(self, error: Exception, request: str) -> tuple[int, str]:
+        """Status and sentence of whatever a call ended with, counted."""
+        from google.protobuf.message import DecodeError
+
+        match error:
+            case DecodeError():
+                status, sentence = 400, f"the message is not a {request}"
+            case Refused():
+                status, sentence = error.status, str(error)
+            case InputError() | ServeError():
+                status, sentence = 400, str(error)
+            case _:  # a fault of ours
+                traceback.print_exception(error)
+                status, sentence = 500, "the server failed on this request; its log has the reason"
+        self.worker.counters.answered(status)
+        return status, sentence
 
     async def _ServerLive(self, message: Any, context: Any) -> Any:
         return self._classes["ServerLiveResponse"](live=True)
@@ -203,24 +257,71 @@ class GrpcServer:
         del told["forms"]  # which the message has no place for
         return self._classes["ModelMetadataResponse"](**told)
 
+    async def _ModelConfig(self, message: Any, context: Any) -> Any:
+        told = protocol.model_config(self.worker.model(message.name, message.version))
+        for tensor in (*told["input"], *told["output"]):
+            tensor["data_type"] = _TYPES[tensor["data_type"]]
+        return self._classes["ModelConfigResponse"](config=told)
+
     async def _ModelInfer(self, message: Any, context: Any) -> Any:
         arrived = time.perf_counter()
-        model = self.worker.model(message.model_name, message.model_version)
+        worker = self.worker
+        model = worker.model(message.model_name, message.model_version)
         size = message.ByteSize()
-        self.worker.hold(size)
+        worker.hold(size)
         try:
-            asked, body = outline(model.signature, message, self.worker.limits)
             left = context.time_remaining()
             if left is not None and left <= 0:
                 raise Refused("the call's deadline was over when it arrived", OVERLOADED)
-            return await self.worker.score(
-                model, asked, body, 0, arrived, left, lambda call, scores: answer(self._classes, model, message, call, scores)
+            key = message.id
+            model = worker.answers(model, key)
+            asked, body = outline(model.signature, message, worker.limits)
+            parent = _metadata(context, "traceparent") if worker.spans is not None else None
+            return await worker.score(
+                model,
+                asked,
+                body,
+                0,
+                arrived,
+                left,
+                lambda asked, scores: answer(self._classes, model, message, asked, scores),
+                key,
+                parent,
             )
         finally:
-            self.worker.release(size)
+            worker.release(size)
+
+    async def _ModelStreamInfer(self, message: Any, context: Any) -> Any:
+        """One request of a stream; the next one is read when this one is answered."""
+        return await self._ModelInfer(message, context)
 
     async def _RepositoryIndex(self, message: Any, context: Any) -> Any:
         return self._classes["RepositoryIndexResponse"](models=self.worker.index())
 
+    async def _RepositoryModelLoad(self, message: Any, context: Any) -> Any:
+        self.access.check_admin(_metadata(context, "authorization"))
+        await self.worker.load(message.model_name, _load_parameters(message))
+        return self._classes["RepositoryModelLoadResponse"]()
+
+    async def _RepositoryModelUnload(self, message: Any, context: Any) -> Any:
+        self.access.check_admin(_metadata(context, "authorization"))
+        await self.worker.unload(message.model_name, _load_parameters(message).version)
+        return self._classes["RepositoryModelUnloadResponse"]()
+
     async def _ModelStatistics(self, message: Any, context: Any) -> Any:
         return self._classes["ModelStatisticsResponse"](**self.worker.statistics(self.board, message.name, message.version))
+
+
+_TYPES = {"TYPE_BOOL": 1, "TYPE_INT32": 8, "TYPE_INT64": 9, "TYPE_FP16": 10, "TYPE_FP32": 11, "TYPE_FP64": 12}
+
+
+def _metadata(context: Any, name: str) -> str | None:
+    return next((value for key, value in context.invocation_metadata() or () if key == name), None)
+
+
+def _load_parameters(message: Any) -> LoadParameters:
+    told = {name: getattr(value, value.WhichOneof("parameter_choice") or "string_param") for name, value in message.parameters.items()}
+    try:
+        return msgspec.convert(told, type=LoadParameters, strict=False)  # share comes as text: the protocol has no fractions here
+    except msgspec.ValidationError as error:
+        raise Refused(f"the parameters are not those of a load call: {error}") from None

@@ -19,10 +19,11 @@ _TOKEN = re.compile(r'"[^"]*"|[\w.]+|[^\s\w]')
 
 
 class Protocol(msgspec.Struct, frozen=True):
-    """Message classes by name, and each method's request and response by its name."""
+    """Message classes by name; each method's request and response by its name, and which methods are streams both ways."""
 
     messages: dict[str, Any]
     methods: dict[str, tuple[str, str]]
+    streams: frozenset[str]
 
     def __getitem__(self, name: str) -> Any:
         return self.messages[name]
@@ -40,8 +41,9 @@ def protocol() -> Protocol:
         message.name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.{message.name}"))
         for message in file.message_type
     }
-    methods = {m.name: (m.input_type.rpartition(".")[2], m.output_type.rpartition(".")[2]) for m in file.service[0].method}
-    return Protocol(classes, methods)
+    service = file.service[0].method
+    methods = {m.name: (m.input_type.rpartition(".")[2], m.output_type.rpartition(".")[2]) for m in service}
+    return Protocol(classes, methods, frozenset(m.name for m in service if m.server_streaming))
 
 
 def _read(text: str, file: Any) -> None:
@@ -122,9 +124,19 @@ def _typed(field: Any, kind: str, into: Any, scope: str) -> None:
 
 
 def _service(tokens: list[str], into: Any, scope: str) -> None:
-    """service NAME { rpc NAME(TYPE) returns (TYPE); }"""
+    """service NAME { rpc NAME([stream] TYPE) returns ([stream] TYPE); }"""
     into.name = tokens.pop()
     tokens.pop()  # {
     while tokens.pop() == "rpc":
-        name, _, request, _, _, _, response, _, _ = (tokens.pop() for _ in range(9))
-        into.method.add(name=name, input_type=f"{scope}.{request}", output_type=f"{scope}.{response}")
+        told = []
+        while (token := tokens.pop()) != ";":
+            told.append(token)
+        name, request, response = (token for token in told if token not in ("(", ")", "returns", "stream"))
+        both = "stream" in told
+        into.method.add(
+            name=name,
+            input_type=f"{scope}.{request}",
+            output_type=f"{scope}.{response}",
+            client_streaming=both,
+            server_streaming=both,
+        )

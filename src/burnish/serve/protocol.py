@@ -92,6 +92,52 @@ class Layout(msgspec.Struct):
     binary_bytes: int
     timeout: float | None = None  # seconds that the request gives itself
     answer: bytes | None = None
+    bound: Bound | None = None
+    times: int = 0  # that it was met
+
+
+class Bound:
+    """Arrays of one layout, which requests of that layout fill one after another, and the scorer bound to them."""
+
+    def __init__(self, layout: Layout, scorer: Scorer) -> None:
+        self._bytes = layout.binary_bytes
+        self._moves: list[tuple[int, int, int, int]] = []  # from, up to (both behind the JSON), to, up to
+        into = memoryview(bytearray(layout.binary_bytes + 8 * len(layout.slots)))
+        request: dict[str, np.ndarray] = {}
+        candidates: dict[str, np.ndarray] = {}
+        come = at = 0
+        for slot in layout.slots:
+            wire = slot.wire
+            at += -at % wire.dtype.itemsize
+            array = view(slot, into, at)
+            if wire.side == "request":
+                request[wire.input] = array.reshape(wire.shape)
+            else:
+                candidates[wire.input] = array
+            if self._moves and self._moves[-1][3] == at:  # goes on where the last one ends, there and here
+                self._moves[-1] = (self._moves[-1][0], come + slot.size, self._moves[-1][2], at + slot.size)
+            else:
+                self._moves.append((come, come + slot.size, at, at + slot.size))
+            come, at = come + slot.size, at + slot.size
+        self._into = into
+        self._scores = scorer.bind(request, candidates)
+
+    @staticmethod
+    def fits(layout: Layout) -> bool:
+        """Whether it pays (the layout comes again, and is small enough to be kept) and can be: the tensors of one request as bytes, none
+        whose values need a look."""
+        if layout.times < _AGAIN or layout.binary_bytes > _BOUND_BYTES or layout.plain or layout.requests != 1:
+            return False
+        return all(slot.array is None and slot.wire is not OFFSETS_WIRE and slot.wire.dtype.kind != "b" for slot in layout.slots)
+
+    def score(self, layout: Layout, body: bytes, cut: int) -> Scores:
+        """The scores of a request; they are good until the next one."""
+        if len(body) - cut != self._bytes:
+            raise Refused(_misfit(layout, len(body) - cut))
+        came, into = memoryview(body)[cut:], self._into
+        for start, stop, to, up_to in self._moves:
+            into[to:up_to] = came[start:stop]
+        return self._scores()
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -171,6 +217,7 @@ def outline(
             if len(kept) >= _KEPT:  # as many different shapes as this are no traffic that repeats itself
                 kept.clear()
             kept[text] = found
+    found.times += 1
     return found, cut
 
 
@@ -219,7 +266,7 @@ def seconds_of(timeout: int | None) -> float | None:
     return timeout / 1e6 if timeout else None
 
 
-def fill(found: Layout, body: bytes, cut: int) -> Call:
+def fill(found: Layout, body: bytes | memoryview, cut: int) -> Call:
     """The call of a layout and the bytes of `body` behind `cut`."""
     if len(body) - cut != found.binary_bytes:
         raise Refused(_misfit(found, len(body) - cut))
@@ -245,6 +292,16 @@ def fill(found: Layout, body: bytes, cut: int) -> Call:
     return Call(found, None, request, candidates, offsets)
 
 
+def scores_of(scorer: Scorer, layout: Layout, body: bytes, cut: int) -> Scores:
+    """The scorer's answer to a layout and the bytes of `body` behind `cut`. It is good until the next call."""
+    bound = layout.bound
+    if bound is None:
+        if not Bound.fits(layout):
+            return score(scorer, fill(layout, body, cut))
+        bound = layout.bound = Bound(layout, scorer)
+    return bound.score(layout, body, cut)
+
+
 def score(scorer: Scorer, call: Call) -> Scores:
     """The scorer's answer to a call: (rows, *shape) for each output; requests that came together are scored one by one."""
     if call.table is not None:
@@ -264,16 +321,19 @@ def score(scorer: Scorer, call: Call) -> Scores:
     return np.concatenate(parts)  # type: ignore[arg-type]  # all are arrays
 
 
-def encode(signature: Signature, call: Call, scores: Scores, name: str, version: str) -> tuple[bytes, int | None]:
-    """The body that answers a call, and the length of its JSON part when tensors follow as bytes (None when all is JSON)."""
+def encode(signature: Signature, layout: Layout, scores: Scores, name: str, version: str) -> tuple[bytes, int | None]:
+    """The body that answers a request, and the length of its JSON part when tensors follow as bytes (None when all is JSON)."""
+    answer = layout.answer
+    if answer is not None and scores.__class__ is np.ndarray:
+        return answer + scores.tobytes(), len(answer)  # one output
     if not isinstance(scores, dict):
         scores = {next(iter(signature.outputs)): scores}
-    wanted, answer = call.layout.wanted, call.layout.answer
+    wanted = layout.wanted
     parts = [scores[output.name].tobytes() for output in wanted if output.binary]
     if answer is None:
-        answer = _answer(call.layout, scores, name, version)
-        if len(parts) == len(wanted):  # no values in it: it is the same for every call of this layout
-            call.layout.answer = answer
+        answer = _answer(layout, scores, name, version)
+        if len(parts) == len(wanted):  # no values in it: it is the same for every request of this layout
+            layout.answer = answer
     if not parts:
         return answer, None
     return b"".join((answer, *parts)), len(answer)
@@ -295,9 +355,33 @@ def _answer(asked: Layout, scores: Mapping[str, np.ndarray], name: str, version:
     return text + b" " * (-len(text) % 8)
 
 
+def model_config(model: Any) -> dict[str, Any]:
+    """GET /v2/models/M/config: what Triton's clients ask for before they build requests (names, datatypes, no batching of its own).
+
+    `model` has a name and a signature.
+    """
+
+    def told(name: str, datatype: str, shape: tuple[int, ...]) -> dict[str, Any]:
+        return {"name": name, "data_type": f"TYPE_{datatype}", "dims": [-1, *shape]}
+
+    signature: Signature = model.signature
+    return {
+        "name": model.name,
+        "platform": "burnish",
+        "backend": "burnish",
+        "max_batch_size": 0,
+        "input": [told(w.name, w.datatype, w.shape) for w in signature.rows.values()],
+        "output": [told(o.name, DATATYPES[o.dtype], () if o.shape == (1,) else o.shape) for o in signature.outputs.values()],
+    }
+
+
 def server_metadata(version: str) -> dict[str, Any]:
     """GET /v2"""
-    return {"name": "burnish", "version": version, "extensions": ["binary_tensor_data", "statistics"]}
+    return {
+        "name": "burnish",
+        "version": version,
+        "extensions": ["binary_tensor_data", "model_configuration", "model_repository", "statistics"],
+    }
 
 
 def model_metadata(signature: Signature, name: str, version: str) -> dict[str, Any]:
@@ -334,6 +418,7 @@ def model_metadata(signature: Signature, name: str, version: str) -> dict[str, A
 
 _OFFSETS_RULE = "offsets must rise from 0 to the number of candidates, {}, with one more entry than requests"
 _KEPT, _KEPT_BYTES = 256, 16 << 10  # layouts that are remembered, and the longest JSON of one
+_AGAIN, _BOUND_BYTES = 3, 256 << 10  # times that a layout must come before arrays are kept for it, and the most bytes of them
 
 
 def _cut(body: bytes, header_length: str | None) -> int:

@@ -116,7 +116,7 @@ def slot_of(tensor: InputTensor, wire: Wire, binary: bool, limits: Limits) -> Sl
     return Slot(tensor.name, wire, shape, size)
 
 
-def view(slot: Slot, body: bytes, at: int) -> np.ndarray:
+def view(slot: Slot, body: bytes | memoryview, at: int) -> np.ndarray:
     """The tensor whose bytes begin at `at`: a view of the body, or a copy where that would not be aligned."""
     array: np.ndarray = np.ndarray(slot.shape, slot.wire.dtype, body, at)
     if slot.wire.dtype.kind == "b":
