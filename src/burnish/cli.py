@@ -42,9 +42,15 @@ def optimize(
     job: Annotated[Path, typer.Argument(metavar="JOB.toml", help="Model, rows, objective: docs/job_file.md.")],
     out: Annotated[Path, typer.Option(help="Gets artifact/, report.html, report.json, trials.jsonl.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run was stopped.")] = False,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="For each kind of machines of a Ray cluster; auto: the one here.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the cheapest deployment that meets the objective."""
+    if ray is not None:
+        _on_several(job, out, ray, as_json)
+        return
     from burnish import terminal
     from burnish.search.loop import optimize as search
     from burnish.search.output import read_report
@@ -70,6 +76,19 @@ def optimize(
     print(f"Report: {out / 'report.html'}")
 
 
+def _on_several(job: Path, out: Path, address: str, as_json: bool) -> None:
+    from burnish import terminal
+    from burnish.search.distributed import optimize as search
+
+    with terminal.progress() as show:
+        found = search(job, out, address, progress=show.on)
+    if as_json:
+        _print_json({each.host: each.report for each in found})
+        return
+    for each in found:
+        print(f"{each.host}: {' '.join(each.report['decision']['sentences'])}\nReport: {each.out / 'report.html'}\n")
+
+
 @app.command(epilog="Example: burnish inspect job.toml")
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL|JOB.toml", help="A job file, a .pt2 or a .onnx.")],
@@ -77,12 +96,15 @@ def inspect(
 ) -> None:
     """Show the graph: sides, MACs, bytes, and what dominates."""
     from burnish.graph.show import facts, show, summary
+    from burnish.recipe import FactorRequest, Recipe, Tidy, apply
 
     graph, _ = _captured(model)
+    factored = apply(graph, Recipe((Tidy(), FactorRequest())))
     if as_json:
-        _print_json(facts(graph))
+        costs = facts(factored)
+        _print_json(facts(graph) | {"factored": {key: costs[key] for key in ("request", "candidate", "roofline")}})
     else:
-        print(show(graph), summary(graph), sep="\n\n")
+        print(f"{show(graph)}\n\nWith what depends on the request alone computed once a request:\n{summary(factored)}")
 
 
 @app.command("compile", epilog="Example: burnish compile job.toml --recipe int8 --backend native --out out/ranker")
@@ -173,10 +195,18 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     workers: Annotated[int, typer.Option(min=1, help="Processes, one core each.")] = 1,
     name: Annotated[str | None, typer.Option(help="The model's name in the protocol; default: the directory's.")] = None,
-    admin: Annotated[bool, typer.Option("--admin", help="Allow calls that change the version that is served.")] = False,
     deadline_ms: Annotated[
         float | None, typer.Option(help="Time of a request that says none; default: the objective's p99, else 1000.")
     ] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="Allow calls that change the version that is served.")] = False,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Bearer tokens, one a line; 'admin:' before those that may change what is served.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM): serve over TLS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    client_ca: Annotated[Path | None, typer.Option(help="Serve only clients with a certificate of this authority (PEM).")] = None,
+    trust: Annotated[Path | None, typer.Option(help="Serve only artifacts that this public key (PEM) signed: burnish sign.")] = None,
+    log: Annotated[str, typer.Option(help="text, json, or requests: json, and a line a request.")] = "text",
 ) -> None:
     """Serve an artifact over REST and gRPC (Open Inference v2)."""
     from burnish.serve.server import Options
@@ -189,8 +219,13 @@ def serve(
 
 @app.command(epilog="Example: burnish publish out/ ranker/ --canary 0.05")
 def publish(
-    directory: Directory,
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="An artifact, changed table rows (.npz, .parquet), or a version that is there.")
+    ],
     to: Annotated[Path, typer.Argument(metavar="VERSIONS", help="What `serve` serves: a directory of versions; made if there is none.")],
+    shadow: Annotated[bool, typer.Option("--shadow", help="Beside the current version: score what that answers, and compare.")] = False,
+    canary: Annotated[float | None, typer.Option(metavar="SHARE", help="Beside the current version: answer this share.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Sign the new version with this private key (PEM).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add an artifact as a new version, and serve it."""
@@ -219,15 +254,6 @@ def sign(
 
 
 @app.command(epilog="Example: burnish plan out/ --qps 80000 --p99 8")
-    admin: Annotated[bool, typer.Option("--admin", help="Allow calls that change the version that is served.")] = False,
-    tokens: Annotated[
-        Path | None, typer.Option(help="Bearer tokens, one a line; 'admin:' before those that may change what is served.")
-    ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM): serve over TLS.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
-    client_ca: Annotated[Path | None, typer.Option(help="Serve only clients with a certificate of this authority (PEM).")] = None,
-    trust: Annotated[Path | None, typer.Option(help="Serve only artifacts that this public key (PEM) signed: burnish sign.")] = None,
-    log: Annotated[str, typer.Option(help="text, json, or requests: json, and a line a request.")] = "text",
 def plan(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `optimize` wrote.")],
     qps: Annotated[float | None, typer.Option(help="Requests a second; default: the job's.")] = None,
@@ -244,9 +270,6 @@ def plan(
     answer = replan(read_report(directory), qps=qps, p99_ms=p99, price_per_hour=price, cores=cores, headroom=headroom)
     _print_json(answer) if as_json else print(answer["sentence"])
 
-    shadow: Annotated[bool, typer.Option("--shadow", help="Beside the current version: score what that answers, and compare.")] = False,
-    canary: Annotated[float | None, typer.Option(metavar="SHARE", help="Beside the current version: answer this share.")] = None,
-    key: Annotated[Path | None, typer.Option(help="Sign the new version with this private key (PEM).")] = None,
 
 @app.command(epilog="Example: burnish verify out/")
 def verify(directory: Directory, as_json: AsJson = False) -> None:

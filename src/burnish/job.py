@@ -249,6 +249,10 @@ class Job(msgspec.Struct, frozen=True):
         )
 
 
+# what to write where a key that is missing does not say it by its name
+ADD = {"inputs": "Add a table [inputs.NAME] for each argument of the model's forward, or for each key where forward takes a dict"}
+
+
 def _convert(value: Any, kind: Any, path: str, file: str) -> Any:
     """`value` as `kind`; JobError with the key's path. Structs, dicts and tuples of structs are walked, all else is msgspec's."""
     where = f"{file}: {path}" if path else f"{file}:"
@@ -265,7 +269,8 @@ def _convert(value: Any, kind: Any, path: str, file: str) -> Any:
             if field.required and field.name not in value:
                 at = f"{path}.{field.name}" if path else field.name
                 what = "table" if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct) else "key"
-                raise JobError(f"{file}: {what} {at} is missing")
+                told = f". {ADD[at]}" if at in ADD else ""
+                raise JobError(f"{file}: {what} {at} is missing{told}")
         return kind(**{key: _convert(item, hints[key], f"{path}.{key}" if path else key, file) for key, item in value.items()})
     if get_origin(kind) is dict and isinstance(value, dict):
         return {key: _convert(item, get_args(kind)[1], f"{path}.{key}", file) for key, item in value.items()}

@@ -198,7 +198,11 @@ def test_the_other_commands_work_on_the_output(finished, capsys):
     assert len(rows) == 6
     assert {row["engine"].split()[0] for row in rows} == {"this", "eager", "onnxruntime"}
     assert cli.main(["inspect", str(job)]) == 0
-    assert "ids" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "ids" in told and "With what depends on the request alone computed once a request:\nper request " in told
+    assert cli.main(["inspect", str(job), "--json"]) == 0
+    costs = json.loads(capsys.readouterr().out)
+    assert costs["factored"]["candidate"]["macs"] <= costs["candidate"]["macs"]
 
 
 def test_compile_makes_one_artifact(finished, tmp_path, capsys):

@@ -128,7 +128,7 @@ def test_a_scalar_column_for_a_wider_input_is_told(tmp_path):
     [
         (
             ("p99_ms = 10", "p99 = 10"),
-            "job.toml: unknown key 'p99' in [objective]. Did you mean 'p99_ms'? Known there: p99_ms, qps, candidates",
+            "job.toml: unknown key 'p99' in [objective]. Did you mean 'p99_ms'? Known there: p99_ms, qps, candidates, trace",
         ),
         (
             ("side = [", "sides = ["),
@@ -137,7 +137,7 @@ def test_a_scalar_column_for_a_wider_input_is_told(tmp_path):
         (
             ("[model]", "[modle]"),
             "job.toml: unknown key 'modle' in the top level. Did you mean 'model'? "
-            "Known there: model, inputs, data, objective, accuracy, search, hosts, title",
+            "Known there: model, inputs, data, objective, accuracy, search, reserve, hosts, placement, title",
         ),
         (("qps = 50000", "qps = 'many'"), "job.toml: objective.qps: expected float, got 'many'"),
         (("qps = 50000", "qps = 0"), "job.toml: objective.qps: expected float > 0.0, got 0"),
@@ -166,6 +166,14 @@ def test_a_scalar_column_for_a_wider_input_is_told(tmp_path):
 )
 def test_what_is_wrong_in_the_file_is_one_sentence(tmp_path, change, sentence):
     assert said(lambda: Job.read(job_file(tmp_path, GOOD.replace(*change))).signature) == sentence
+
+
+def test_a_job_without_inputs_is_told_what_an_input_is(tmp_path):
+    text = GOOD[: GOOD.index("[inputs.cat]")] + GOOD[GOOD.index("[data]") :]
+    assert said(Job.read, job_file(tmp_path, text)) == (
+        "job.toml: key inputs is missing. "
+        "Add a table [inputs.NAME] for each argument of the model's forward, or for each key where forward takes a dict"
+    )
 
 
 def test_a_file_that_is_not_there_or_not_toml_is_told(tmp_path):
