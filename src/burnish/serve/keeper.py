@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from burnish.errors import BurnishError, ServeError
-from burnish.runtime.artifact import Artifact
+from burnish.runtime.artifact import Artifact, Manifest
 from burnish.serve import log, rollout, sign
 from burnish.serve.metrics import SECONDS, Board
 from burnish.serve.protocol import Signature
@@ -76,6 +76,12 @@ def mark(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
+
+
+def _face(manifest: Manifest) -> object:
+    """All that a client sees of a model but the bounds of ids, which may grow from version to version."""
+    inputs = [(half.name, half.side, half.dtype, half.shape, half.columns) for spec in manifest.inputs for half in spec.halves]
+    return inputs, [(output.name, output.dtype, () if output.shape == (1,) else output.shape) for output in manifest.outputs]
 
 
 class Keeper:
@@ -202,8 +208,8 @@ class Keeper:
         reason = refusal(self.versions.where(name), self._trust) if name != self.told.candidate else None
         if reason:
             return reason
-        new, old = (Artifact.read(self.versions.where(each)).manifest for each in (name, self.told.version))
-        if (new.inputs, new.outputs) != (old.inputs, old.outputs):
+        new, old = (_face(Artifact.read(self.versions.where(each)).manifest) for each in (name, self.told.version))
+        if new != old:
             return f"its inputs or outputs are not those of version {self.told.version}, beside which it would be. Make it the current one"
         return None
 
