@@ -144,7 +144,9 @@ def _deepctr(name: str, history: bool = False, linear: bool = True, **options: A
         columns.append(VarLenSparseFeat(past, STEPS, length_name="length"))
         bounds += [CARDINALITY] * STEPS + [STEPS + 1]
         if options.get("use_negsampling"):
-            columns.append(VarLenSparseFeat(SparseFeat("neg_hist_c0", CARDINALITY, WIDTH, embedding_name="c0"), STEPS, length_name="length"))
+            columns.append(
+                VarLenSparseFeat(SparseFeat("neg_hist_c0", CARDINALITY, WIDTH, embedding_name="c0"), STEPS, length_name="length")
+            )
             bounds += [CARDINALITY] * STEPS
         model = getattr(models, name)(columns, ["c0"], **options)
     elif name in ("AFM", "CCPM"):  # these take ids only
@@ -280,9 +282,7 @@ def entries() -> Iterator[Entry]:
     yield from rows("torchrec", lambda name, **_: _torchrec(name == "DLRM_DCN"), [("DLRM", "DLRM", {}), ("DLRM_DCN", "DLRM_DCN", {})])
     ranking = ("WideDeep", "DeepFM", "DCN", "DCNv2", "EDCN", "AFM", "FiBiNet", "DeepFFM", "FatDeepFFM", "BST", "DIN", "DIEN", "AutoInt")
     multi = ("SharedBottom", "ESMM", "MMOE", "PLE", "AITM")
-    yield from rows(
-        "torch-rechub", _rechub, [(n, n, {}) for n in ranking] + [(n, n, {"module": "multi_task"}) for n in multi]
-    )
+    yield from rows("torch-rechub", _rechub, [(n, n, {}) for n in ranking] + [(n, n, {"module": "multi_task"}) for n in multi])
     tabular = ("TabMlp", "TabResnet", "TabNet", "ContextAttentionMLP", "SelfAttentionMLP", "TabTransformer", "SAINT")
     attend = {"pairs": True}
     options: dict[str, dict[str, Any]] = {n: attend for n in ("ContextAttentionMLP", "SelfAttentionMLP", "TabTransformer", "SAINT")}

@@ -475,6 +475,8 @@ def _layernorm(w: _Writer, node: Node) -> str:
 
 def _gru(w: _Writer, node: Node) -> str:
     """ONNX has the gates in the order update, reset, new, and time before rows."""
+    if node["scores"]:
+        return _attended_gru(w, node)
     x, h0, *weights = node.inputs
     if x.side == "constant" or any(v.side != "constant" for v in weights):
         raise BuildError("ONNX's GRU needs steps that vary by row and constant weights. Use the backend inductor or eager")
@@ -496,6 +498,29 @@ def _gru(w: _Writer, node: Node) -> str:
     ]
     states = w.add("GRU", *operands, hidden_size=hidden, linear_before_reset=1)  # (steps, 1, rows, hidden)
     return w.add("Transpose", w.add("Squeeze", states, w.ints([1])), perm=[1, 0, 2])
+
+
+def _attended_gru(w: _Writer, node: Node) -> str:
+    """Step by step: ONNX has no GRU whose update gate takes scores."""
+    x, h0, w_ih, w_hh, b_ih, b_hh, scores = node.inputs
+    steps, hidden = node.shape
+    one = w.const(np.float32(1))
+    gates = w.add("Add", w.add("MatMul", w.read(x), w.const(constant(w_ih).T)), w.const(constant(b_ih)))  # (rows or 1, steps, 3 hidden)
+    score = w.read(scores) if scores.side != "constant" else w.const(constant(scores)[None])
+    h = w.read(h0) if h0.side != "constant" else w.const(constant(h0)[None])
+    back, bias, states = w.const(constant(w_hh).T), w.const(constant(b_hh)), []
+    for t in range(steps):
+        own = w.add("Squeeze", w.slice(gates, 1, t, t + 1), w.ints([1]))
+        old = w.add("Add", w.add("MatMul", h, back), bias)
+        (r_in, z_in, n_in), (r_h, z_h, n_h) = ([w.slice(value, 1, i * hidden, (i + 1) * hidden) for i in range(3)] for value in (own, old))
+        reset = w.add("Sigmoid", w.add("Add", r_in, r_h))
+        new = w.add("Tanh", w.add("Add", n_in, w.add("Mul", reset, n_h)))
+        update = w.slice(score, 1, t, t + 1)
+        if node["scores"] == "scale":
+            update = w.add("Mul", update, w.add("Sigmoid", w.add("Add", z_in, z_h)))
+        h = w.add("Add", w.add("Mul", w.add("Sub", one, update), h), w.add("Mul", update, new))
+        states.append(w.add("Unsqueeze", h, w.ints([1])))
+    return w.add("Concat", *states, axis=1)
 
 
 def _concat(w: _Writer, node: Node) -> str:

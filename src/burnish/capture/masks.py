@@ -142,7 +142,7 @@ def _gru(module: torch.nn.GRU, sequence: rnn.PackedSequence, hx: torch.Tensor | 
 
 def _others(module: torch.nn.RNNBase, *_: Any) -> Any:
     raise CaptureError(
-        f"a {type(module).__name__} over packed sequences: burnish follows a GRU's only. Run it over the padded sequence, {AS_IT_CAME}"
+        f"{type(module).__name__} over packed sequences: burnish follows a GRU's only. Run it over the padded sequence, {AS_IT_CAME}"
     )
 
 

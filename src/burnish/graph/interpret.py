@@ -227,10 +227,11 @@ def _layernorm(node: Node, x: Arrays) -> np.ndarray:
 
 
 def _gru(node: Node, x: Arrays) -> np.ndarray:
-    steps, h, w_ih, w_hh, b_ih, b_hh = x
+    steps, h, w_ih, w_hh, b_ih, b_hh, *scores = x
     if node.inputs[0].side == "constant":
         raise GraphError("GRU of a constant should have been folded away")
-    n = max(steps.shape[0], h.shape[0] if node.inputs[1].side != "constant" else 1)
+    varying = [a for v, a in zip((node.inputs[1], *node.inputs[6:]), (h, *scores)) if v.side != "constant"]
+    n = max(a.shape[0] for a in (steps, *varying))
     h = np.broadcast_to(h, (n, h.shape[-1]))
     gates_in = steps @ w_ih.T + b_ih  # (N, T, 3H)
     out = []
@@ -239,6 +240,9 @@ def _gru(node: Node, x: Arrays) -> np.ndarray:
         r_h, z_h, n_h = np.split(h @ w_hh.T + b_hh, 3, axis=-1)
         reset, update = sigmoid(r_in + r_h), sigmoid(z_in + z_h)
         new = np.tanh(n_in + reset * n_h)
+        if scores:
+            score = scores[0][..., t, None]  # one for all rows, or one a row
+            update = 1 - (score * update if node["scores"] == "scale" else score)
         h = (1 - update) * new + update * h
         out.append(h)
     return np.stack(out, axis=1).astype(np.float32)

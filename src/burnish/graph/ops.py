@@ -295,8 +295,13 @@ def _layernorm(inputs: Sequence[Value], attrs: Mapping[str, Any]) -> tuple[Shape
 
 
 def _gru(inputs: Sequence[Value], attrs: Mapping[str, Any]) -> tuple[Shape, str]:
-    x, h0, w_ih, w_hh, b_ih, b_hh = inputs
+    x, h0, w_ih, w_hh, b_ih, b_hh, *scores = inputs
     hidden = w_hh.shape[1]
+    _need(attrs["scores"] in (None, "scale", "replace"), f"GRU has scores {attrs['scores']!r}. Use 'scale' or 'replace'")
+    _need(
+        [v.shape for v in scores] == ([(x.shape[0],)] if attrs["scores"] else []),
+        f"GRU over {x.shape[0]} steps has scores {', '.join(str(v.shape) for v in scores) or 'none'} and the attribute {attrs['scores']!r}",
+    )
     _need(len(x.shape) == 2 and h0.shape == (hidden,), f"GRU of {x.shape} (steps, width) with first state {h0.shape}")
     _need(w_ih.shape == (3 * hidden, x.shape[1]) and w_hh.shape == (3 * hidden, hidden), f"GRU has weights {w_ih.shape}, {w_hh.shape}")
     _need(b_ih.shape == b_hh.shape == (3 * hidden,), f"GRU has biases {b_ih.shape}, {b_hh.shape}")
@@ -424,10 +429,12 @@ OPS: dict[Op, OpSpec] = {
     Op.SOFTMAX: OpSpec((1, 1), ("axis",), _softmax, "exp(x - max) / sum of it, along `axis`."),
     Op.LAYERNORM: OpSpec((3, 3), ("eps",), _layernorm, "(x, gain, bias): (x - mean) / sqrt(var + eps) * gain + bias over gain's axes."),
     Op.GRU: OpSpec(
-        (6, 6),
-        (),
+        (6, 7),
+        ("scores",),
         _gru,
-        "(x (T, I), h0 (H,), w_ih (3H, I), w_hh (3H, H), b_ih (3H,), b_hh (3H,)) -> (T, H): torch.nn.GRU; gates reset, update, new.",
+        "(x (T, I), h0 (H,), w_ih (3H, I), w_hh (3H, H), b_ih (3H,), b_hh (3H,)[, a (T,)]) -> (T, H): torch.nn.GRU; gates reset, update "
+        "(the old state's weight), new. With scores a the gate u is the new state's weight, h' = (1 - u) h + u n: u = a sigmoid(...) where "
+        "`scores` is 'scale' (AUGRU), u = a where it is 'replace' (AGRU).",
     ),
     Op.CONCAT: OpSpec((1, 1_000_000), ("axis",), _concat, "Operands one after another along `axis`."),
     Op.SLICE: OpSpec((1, 1), ("axis", "start", "stop"), _slice, "[start, stop) along `axis`."),
@@ -438,4 +445,4 @@ OPS: dict[Op, OpSpec] = {
     Op.EXPAND: OpSpec((1, 1), ("shape",), _expand, "Broadcast to `shape`."),
 }
 
-DEFAULTS: dict[str, Any] = {"compute": "float32", "ignore": None, "keepdims": False, "descending": False}
+DEFAULTS: dict[str, Any] = {"compute": "float32", "ignore": None, "keepdims": False, "descending": False, "scores": None}

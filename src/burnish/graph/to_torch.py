@@ -333,9 +333,27 @@ def _gru(twin: _Twin, node: Node, x: Tensors) -> Any:
     steps, first, *weights = x
     if node.inputs[0].side == "constant":
         raise GraphError("GRU of a constant should have been folded away")
+    if node["scores"]:
+        return _attended_gru(node, x)
     if node.inputs[1].side == "constant":
         first = first[None].expand(steps.shape[0], *node.inputs[1].shape)
     return torch.gru(steps, first[None].contiguous(), weights, True, 1, 0.0, False, False, True)[0]
+
+
+def _attended_gru(node: Node, x: Tensors) -> Any:
+    """Step by step: torch has no GRU whose update gate takes scores."""
+    steps, h, w_ih, w_hh, b_ih, b_hh, scores = x
+    gates, out = F.linear(steps, w_ih, b_ih), []
+    for t in range(node.shape[0]):
+        r_in, z_in, n_in = gates[:, t].chunk(3, -1)
+        r_h, z_h, n_h = F.linear(h, w_hh, b_hh).chunk(3, -1)
+        new = torch.tanh(n_in + torch.sigmoid(r_in + r_h) * n_h)
+        update = scores[..., t, None]  # one for all rows, or one a row
+        if node["scores"] == "scale":
+            update = update * torch.sigmoid(z_in + z_h)
+        h = (1 - update) * h + update * new
+        out.append(h)
+    return torch.stack(out, 1)
 
 
 def _concat(twin: _Twin, node: Node, x: Tensors) -> Any:

@@ -158,10 +158,21 @@ def _linears(r: Node, c: Node, x: Node, w: Weights) -> dict[str, Node]:
 
 def _gru(x: Node, c: Node, w: Weights) -> dict[str, Node]:
     shapes = ((12, 3), (12, 4), (12,), (12,))
-    first = Node(Op.SLICE, (c,), axis=0, start=0, stop=4)
+    first, h0 = Node(Op.SLICE, (c,), axis=0, start=0, stop=4), weight("h0", np.zeros(4, np.float32))
+    scores = Node(Op.SOFTMAX, (Node(Op.SLICE, (c,), axis=0, start=1, stop=6),), axis=0)
+    r = input_node(SPECS[0])
+    mine = Node(Op.TAKE, (reshape(r, 7, 1),), axis=0, indices=tuple(i % 7 for i in range(15)))
+    mine = reshape(mine, 5, 3)
     return {
         "gru": Node(Op.GRU, (x, weight("h0", np.zeros(4, np.float32)), *(w.normal(*shape, scale=0.4) for shape in shapes))),
         "gru from a state": Node(Op.GRU, (x, first, *(w.normal(*shape, scale=0.4) for shape in shapes))),
+        **{
+            f"gru with scores that {how}": Node(Op.GRU, (x, first, *(w.normal(*shape, scale=0.4) for shape in shapes), scores), scores=how)
+            for how in ("scale", "replace")
+        },
+        "gru of the request with scores of candidates": Node(
+            Op.GRU, (mine, h0, *(w.normal(*s, scale=0.4) for s in shapes), scores), scores="scale"
+        ),
     }
 
 
