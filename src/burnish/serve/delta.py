@@ -4,7 +4,7 @@
     rows.parquet    columns `table` (text), `id` (integer), `row` (list of floats)
 
 Tables have the names of the model's parameters, and rows their numbers there. Rows are narrowed by the rule that narrowed the table
-(float32, bfloat16, int8 or int4 with a scale a row). All files but weights, golden rows and manifest are shared with the version before.
+(float32, bfloat16, float16, int8 or int4 with a scale a row). All files but weights, golden rows and manifest are shared with the version before.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from burnish.serve.versions import Versions
 WEIGHTS = "weights.bin"
 _AMBIGUOUS_BYTES = 1 << 16  # smaller equal arrays are kept once (graph.weights.SMALL)
 _SLICE = re.compile(r"(?P<table>.*)\[(?P<start>\d+):(?P<stop>\d+)\]")
-_SUFFIXES = ("int8", "int4", "bf16", "scale")
+_SUFFIXES = ("int8", "int4", "bfloat16", "float16", "scale")
 
 Rows = dict[str, tuple[np.ndarray, np.ndarray]]  # table -> ids (n,) int64, rows (n, width) float32
 
 
 class Place(msgspec.Struct, frozen=True):
-    """An array of a table in weights.bin: rows [first, first + rows) of the table `of`. `kind`: "" (float32), "bf16", "int8", "int4",
-    "int8.scale", "int4.scale", or "scale" where the rows that it belongs to are not found."""
+    """An array of a table in weights.bin: rows [first, first + rows) of the table `of`. `kind`: "" (float32), "bfloat16", "float16", "int8",
+    "int4", "int8.scale", "int4.scale", or "scale" where the rows that it belongs to are not found."""
 
     of: str
     first: int
@@ -233,8 +233,12 @@ def _narrow(kind: str, values: np.ndarray) -> np.ndarray:
             return pack_int4(int4_rows(values)[0])
         case "int4.scale":
             return int4_rows(values)[1][:, None]
-        case "bf16":
+        case "bfloat16":
             return to_bfloat16(values)
+        case "float16":
+            if (np.abs(values) > np.finfo(np.float16).max).any():
+                raise ServeError("a row has a value beyond float16, which its table has. Compile the model and publish that")
+            return values.astype(np.float16)
     return values
 
 
