@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from burnish.errors import JobError, MeasureError
 from burnish import trace
+from burnish.errors import JobError, MeasureError
 from burnish.trace import Trace
 
 pl = pytest.importorskip("polars")
