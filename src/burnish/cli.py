@@ -144,7 +144,7 @@ def compile_(
 def export(
     directory: Directory,
     out: Annotated[Path, typer.Option(help="A new or empty directory.")],
-    to: Annotated[str, typer.Option(help="c, k8s, kserve, mlflow, onnx, ray-serve, triton: docs/export.md.")] = "c",
+    to: Annotated[str, typer.Option(help="c, k8s, kserve, mlflow, onnx, ray-serve, triton, wasm: docs/export.md.")] = "c",
     target: Annotated[str | None, typer.Option(help="aarch64-linux, x86_64-linux, or an instruction set; default: this machine's.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -16,6 +16,7 @@ FORMATS = {
     "onnx": "burnish.export.onnx:export",
     "ray-serve": "burnish.export.ray_serve:export",
     "triton": "burnish.export.triton:export",
+    "wasm": "burnish.export.wasm:export",
 }
 
 

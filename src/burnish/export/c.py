@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from burnish.backends.native import SOURCE, Native, row_bytes
+from burnish.backends.table import Program
 from burnish.errors import BuildError
 from burnish.export.common import fresh
 from burnish.host import Host
@@ -27,13 +28,10 @@ from burnish.runtime.artifact import Artifact, digest
 def export(path: Path, target: str | None, out: Path) -> dict[str, Any]:
     """Write libranker.so, ranker.cpp, ranker.h, weights.bin, golden/, example.c, README.md, export.json into `out`; the last's content."""
     artifact = Artifact.read(path)
-    program = next((p for p in artifact.manifest.programs if p.backend == Native.name), None)
-    if program is None:
-        raise BuildError(
-            f"the artifact at {path} is {artifact.manifest.programs[0].backend}'s, and C is exported from the native backend. "
-            "Compile the model with --backend native"
-        )
+    program = native_program(artifact, "C")
     isa = Host.target(target).isa if target else Host.here().isa
+    if isa == "simd128":
+        raise BuildError("WebAssembly has no shared libraries. Use --to wasm")
     library = toolchain.build((path / SOURCE).read_text(), isa)
     fresh(out)
     shutil.copyfile(library, out / "libranker.so")
@@ -61,18 +59,36 @@ def export(path: Path, target: str | None, out: Path) -> dict[str, Any]:
     return told
 
 
-def _example(artifact: Artifact, out: Path) -> str:
-    """Write the golden rows as plain files; the text of a program that scores them."""
-    manifest = artifact.manifest
+def native_program(artifact: Artifact, what: str) -> Program:
+    """The native program of an artifact, whose text `what` is compiled from; BuildError when it has none."""
+    program = next((p for p in artifact.manifest.programs if p.backend == Native.name), None)
+    if program is None:
+        raise BuildError(
+            f"the artifact at {artifact.path} is {artifact.manifest.programs[0].backend}'s, and {what} is exported from the native "
+            "backend. Compile the model with --backend native"
+        )
+    return program
+
+
+def golden_files(artifact: Artifact, out: Path) -> None:
+    """Write the golden rows as plain files: golden/input_0.bin, ..., golden/output_0.bin, ..., values row by row."""
     table, outputs = artifact.golden()
     (out / "golden").mkdir()
+    for i, spec in enumerate(artifact.manifest.inputs):
+        (out / "golden" / f"input_{i}.bin").write_bytes(np.ascontiguousarray(table[spec.name], np.dtype(spec.dtype)).tobytes())
+    for i, made in enumerate(artifact.manifest.outputs):
+        (out / "golden" / f"output_{i}.bin").write_bytes(np.ascontiguousarray(outputs[made.name], np.dtype(made.dtype)).tobytes())
+
+
+def _example(artifact: Artifact, out: Path) -> str:
+    """The text of a program that scores the golden rows, which it writes as files."""
+    manifest = artifact.manifest
+    golden_files(artifact, out)
     inputs: list[str] = []
     scores: list[str] = []
     for i, spec in enumerate(manifest.inputs):
-        (out / "golden" / f"input_{i}.bin").write_bytes(np.ascontiguousarray(table[spec.name], np.dtype(spec.dtype)).tobytes())
         inputs.append(f'  {{"golden/input_{i}.bin", {row_bytes(spec.dtype, spec.shape)}}}, /* {_comment(spec)} */')
     for i, made in enumerate(manifest.outputs):
-        (out / "golden" / f"output_{i}.bin").write_bytes(np.ascontiguousarray(outputs[made.name], np.dtype(made.dtype)).tobytes())
         floats = int(made.dtype == "float32")
         scores.append(f'  {{"golden/output_{i}.bin", {row_bytes(made.dtype, made.shape)}, {floats}}}, /* {_comment(made)} */')
     template = Template(resources.files("burnish.export").joinpath("example.c.txt").read_text())

@@ -31,7 +31,13 @@ FLAGS = (
 )
 SHARED = ("-fPIC", "-shared")
 # a module that is called, not run; its memory is its own, and what fills it asks malloc where
-REACTOR = ("-msimd128", "-mexec-model=reactor", "-rdynamic", "-Wl,--export=malloc,--export=free,--strip-all")
+STACK = 256 << 10  # bytes of a module; a kernel keeps little there, and the default is 16 MiB of memory
+REACTOR = (
+    "-msimd128",
+    "-mexec-model=reactor",
+    "-rdynamic",
+    f"-Wl,--export=malloc,--export=free,--strip-all,-z,stack-size={STACK}",
+)
 AVX2 = ("-mavx2", "-mbmi2", "-mf16c", "-mfma")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 # instruction set -> (zig's -target, flags of any compiler)
