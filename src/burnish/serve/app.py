@@ -86,6 +86,8 @@ class Application:
         """After the last."""
         if self._grpc is not None:
             loop.run_until_complete(self._grpc.stop(DRAIN_SECONDS))
+        if self.worker.spans is not None:
+            self.worker.spans.close()
 
     async def __rsgi__(self, scope: Any, http: Any) -> None:
         path = scope.path

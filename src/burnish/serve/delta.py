@@ -4,7 +4,8 @@
     rows.parquet    columns `table` (text), `id` (integer), `row` (list of floats)
 
 Tables have the names of the model's parameters, and rows their numbers there. Rows are narrowed by the rule that narrowed the table
-(float32, bfloat16, float16, int8 or int4 with a scale a row). All files but weights, golden rows and manifest are shared with the version before.
+(float32, bfloat16, float16, int8 or int4 with a scale a row). All files but weights, golden rows and manifest are shared with the
+version before.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ Rows = dict[str, tuple[np.ndarray, np.ndarray]]  # table -> ids (n,) int64, rows
 
 
 class Place(msgspec.Struct, frozen=True):
-    """An array of a table in weights.bin: rows [first, first + rows) of the table `of`. `kind`: "" (float32), "bfloat16", "float16", "int8",
-    "int4", "int8.scale", "int4.scale", or "scale" where the rows that it belongs to are not found."""
+    """An array of a table in weights.bin: rows [first, first + rows) of the table `of`.
+
+    `kind`: "" (float32), "bfloat16", "float16", "int8", "int4", "int8.scale", "int4.scale", or "scale" where the rows that it belongs to are
+    not found."""
 
     of: str
     first: int

@@ -28,9 +28,17 @@ class Server:
     """`serve` in a process of its own, ready to be asked: `with Server(path) as server: ... server.url`. Ends with the block."""
 
     def __init__(
-        self, path: str | Path, *, http: int | None = None, host: str = "127.0.0.1", timeout: float = 60.0, **options: Any
+        self,
+        path: str | Path,
+        *,
+        http: int | None = None,
+        host: str = "127.0.0.1",
+        timeout: float = 60.0,
+        stdout: Any = None,
+        **options: Any,
     ) -> None:
         self.host = host
+        self._stdout = stdout
         self.port = http or free_port(host)
         self.timeout = timeout
         self.options = {"path": str(path), "http": self.port, "host": host, **options}
@@ -61,7 +69,7 @@ class Server:
     def __enter__(self) -> Server:
         code = "import sys; from burnish.serve.process import main; sys.exit(main(sys.argv[1]))"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code, msgspec.json.encode(self.options, enc_hook=str).decode()], stderr=self._log
+            [sys.executable, "-c", code, msgspec.json.encode(self.options, enc_hook=str).decode()], stdout=self._stdout, stderr=self._log
         )
         until = time.monotonic() + self.timeout
         while time.monotonic() < until:
