@@ -39,7 +39,7 @@ def export(path: Path, target: str | None, out: Path) -> dict[str, Any]:
     golden_files(artifact, out)
     manifest = artifact.manifest
     halves = [half for spec in manifest.inputs for half in spec.halves]
-    facts = {
+    facts: dict[str, Any] = {
         "weight_bytes": (out / "weights.bin").stat().st_size,
         "weight_sha256": digest(out / "weights.bin").sha256,
         "golden_rows": manifest.golden.rows,
@@ -97,5 +97,6 @@ console.log(await ranker.verify()); // the golden rows, scored here
 
 `ranker.wasm` and `ranker.mjs` ({told["code_bytes"]:,} bytes) need WebAssembly's SIMD, which browsers have since 2021 (Safari: 2023), and no
 system. `weights.bin` ({told["weight_bytes"]:,} bytes) is fetched in pieces by range requests, or as a stream where a server has none;
-an open ranker takes {told["peak_memory_bytes"]:,} bytes and the arrays of its calls. Serve `.wasm` as `application/wasm` and `.mjs` as `text/javascript`.
+an open ranker takes {told["peak_memory_bytes"]:,} bytes and the arrays of its calls. Serve `.wasm` as `application/wasm` and `.mjs` as
+`text/javascript`.
 """

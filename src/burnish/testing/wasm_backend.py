@@ -51,8 +51,8 @@ class WasmEngine:
         engine = wasmtime.Engine()
         self.store = wasmtime.Store(engine)
         instance = wasmtime.Instance(self.store, wasmtime.Module(engine, code), [])  # no imports: nothing of a system is asked for
-        self._exports = instance.exports(self.store)
-        self.memory = self._exports["memory"]
+        self._exports: Any = instance.exports(self.store)
+        self.memory: Any = self._exports["memory"]
         self.call("_initialize")
         self.inputs = tuple(inputs)
         self.outputs = [(o["name"], np.dtype(o["dtype"]), tuple(o["shape"])) for o in facts["outputs"]]
