@@ -129,20 +129,20 @@ class Int8(StepBase, frozen=True):
 
 def _check_training(step: Finetune | Qat) -> None:
     for name in ("epochs", "rate", "batch"):
-        if not getattr(step, name) > 0:
+        if getattr(step, name) != "auto" and not getattr(step, name) > 0:
             raise RecipeError(f"step {type(step).__name__} has {name} {getattr(step, name)}. Use a number above 0")
 
 
 class Finetune(StepBase, frozen=True):
     """Float weights learn, on train rows, to score as the graph did that the recipe was applied to (docs/training.md).
 
-    `target`: "original" needs no labels; "labels" learns from those. `epochs`: times each row is seen, at most; it stops early when rows
-    held out gain no more. `rate`: Adam's. `tables`: whether embedding tables learn too.
+    `target`: "original" needs no labels; "labels" learns from those. `epochs`: times each row is seen, at most, by itself 3 and more of few
+    rows; it stops early when rows held out gain no more. `rate`: Adam's. `tables`: whether embedding tables learn too.
     """
 
     trains: ClassVar[bool] = True
     target: Literal["original", "labels"] = "original"
-    epochs: float = 3.0
+    epochs: float | Literal["auto"] = "auto"
     rate: float = 1e-3
     batch: int = 256
     tables: bool = False
@@ -163,7 +163,7 @@ class Qat(StepBase, frozen=True):
     trains: ClassVar[bool] = True
     weight_bits: Literal[2, 3, 4, 8] = 8
     target: Literal["original", "labels"] = "original"
-    epochs: float = 3.0
+    epochs: float | Literal["auto"] = "auto"
     rate: float = 1e-3
     batch: int = 256
     narrowest: int = 8
@@ -217,7 +217,7 @@ Step = (
 
 # the function of each step, imported on first use: (graph[, calibration][, training, original], **fields) -> graph
 STEPS: dict[type, str] = {
-    Tidy: "burnish.passes.recurrence:tidy_recurrences",
+    Tidy: "burnish.passes.tidy:tidy",
     Embeddings: "burnish.passes.embedding:embedding",
     Interactions: "burnish.passes.interaction:interaction",
     FactorRequest: "burnish.passes.factor:factor_request",

@@ -11,7 +11,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is after `step` of `steps`: the loss on held-out rows, the least so far, and that before the first step."""
+    """Where a training is after `step` of `steps`: the loss on held-out rows, the least so far, and that before the first step; and the
+    relative drop of AUC against the original that is to be expected there."""
 
     name: str
     step: int
@@ -19,6 +20,7 @@ class Progress:
     held_out: float
     best: float
     start: float
+    drop: float
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def finetune(
     original: Graph,
     *,
     target: Literal["original", "labels"] = "original",
-    epochs: float = 3.0,
+    epochs: float | Literal["auto"] = "auto",
     rate: float = 1e-3,
     batch: int = 256,
     tables: bool = False,

@@ -3,6 +3,9 @@
 A tenth of the rows is held out. The loss there decides which weights are kept, and when to stop: those of before the first step too, so on
 held-out rows training never makes a model worse. Rows are visited in an order that the seed and the epoch decide, so a training that was
 killed and resumed ends with the same weights as one that was not.
+
+Who learns from the original can ask it about any row. A row gives one number, and rows that are fewer than the weights are learned by
+heart; so then half of each batch are new rows, a request of one row with a candidate of another, scored by the original as they come.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from burnish.graph.interpret import read_by_row
 from burnish.graph.node import Graph
 from burnish.graph.to_torch import to_torch, weight_names
 from burnish.inputs import rows_of
+from burnish.passes.evidence import score_loss
 from burnish.train import Progress, Training
 
 Tensors = dict[str, torch.Tensor]
@@ -34,15 +38,22 @@ HELD_OUT = 10  # every so many rows, one is held out
 MOST_HELD_OUT = 20_000
 CHUNK = 4096  # rows scored at once where nothing is learned
 CHECKS = 20  # looks at the held-out rows in one training
-PATIENCE = 6  # looks without a new best after which the training stops
+PATIENCE = 6  # looks since the best that were no better than the one before, after which the training stops: under a high rate it gets
+# worse first, and better than ever as the rate falls
+ENOUGH = 1e-5  # of AUC: a drop that no gate sees, at which it stops too
+EPOCHS, LEAST_STEPS = 3, 2500  # of epochs "auto": few rows are seen more often
+RECOMBINED = 0.5  # of a batch, where rows are fewer than weights
 PARTS = 1e-6  # a probability is no nearer to 0 or 1 than this in a logarithm
+
+
+KEPT = ("step", "start", "best", "last", "drop", "worse", "kept")  # of a run, in its checkpoint
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a step trains. `rate` is the highest of Adam's."""
+    """How a step trains. `rate` is the highest of Adam's; `epochs` "auto" is EPOCHS, or as many as LEAST_STEPS take."""
 
-    epochs: float
+    epochs: float | Literal["auto"]
     rate: float
     batch: int
     target: Literal["original", "labels"]
@@ -110,8 +121,10 @@ class _Run:
         self.parameters = [one for group in groups for one in group.parameters]
         self.optimizer = torch.optim.Adam([{"params": list(g.parameters), "times": g.times} for g in groups], lr=settings.rate)
         self.batches = max(1, math.ceil(len(learned) / settings.batch))
-        self.steps = max(1, round(settings.epochs * self.batches))
-        self.step, self.start, self.best, self.best_at = 0, math.inf, math.inf, 0
+        asked = max(EPOCHS * self.batches, LEAST_STEPS) if settings.epochs == "auto" else settings.epochs * self.batches
+        self.steps = max(1, round(asked))
+        self.step, self.start, self.best, self.last, self.drop, self.worse = 0, math.inf, math.inf, math.inf, math.inf, 0
+        self.recombines = loss.recombines and len(learned) < sum(one.numel() for one in self.parameters)
         self.epoch, self.order = -1, self.learned
         self.kept: list[torch.Tensor] = []
         self.checkpoint = training.checkpoints / f"{name}-{self._fingerprint()}.pt" if training.checkpoints else None
@@ -122,7 +135,7 @@ class _Run:
         else:
             self._look()
         every = max(1, math.ceil(self.steps / CHECKS))
-        while self.step < self.steps and self.step - self.best_at < PATIENCE * every:
+        while self.step < self.steps and self.worse < PATIENCE and not (self.loss.teaches and self.drop <= ENOUGH):
             self._learn()
             if self.step % every == 0 or self.step == self.steps:
                 self._look()
@@ -137,7 +150,11 @@ class _Run:
         rows = self.order[batch * self.settings.batch : (batch + 1) * self.settings.batch]
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate * group["times"] * _schedule(self.step, self.steps)
-        loss = self.loss.of(self.twin(**self._rows(rows)), rows)
+        table, targets = self._rows(rows), self.loss.targets_of(rows)
+        if self.recombines:
+            random = np.random.default_rng((self.settings.seed, self.step))
+            table, targets = self.loss.recombined(table, targets, self._rows(random.choice(self.learned, len(rows))))
+        loss = self.loss.of(self.twin(**table), targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -145,24 +162,37 @@ class _Run:
 
     def _look(self) -> None:
         """Judge the held-out rows, keep what is best, and leave a checkpoint."""
-        found = self._judge()
+        found, drop = self._judge()
         if not math.isfinite(found):
             raise RecipeError(f"step {self.name} diverged: the loss is {found} after {self.step} steps. Give it a lower rate")
         self.start = found if self.step == 0 else self.start
         if found < self.best:
-            self.best, self.best_at = found, self.step
+            self.best, self.drop, self.worse = found, drop, 0
             self.kept = [one.detach().clone() for one in self.parameters]
+        elif found >= self.last:
+            self.worse += 1
+        self.last = found
         if self.checkpoint:
             self._write(self.checkpoint)
-        self.tell(Progress(self.name, self.step, self.steps, found, self.best, self.start))
+        self.tell(Progress(self.name, self.step, self.steps, found, self.best, self.start, drop))
 
     @torch.no_grad()
-    def _judge(self) -> float:
-        total = 0.0
+    def _judge(self) -> tuple[float, float]:
+        """The loss on the held-out rows, and the drop of AUC to be expected there (evidence.score_loss), of several outputs the worst."""
+        total, parts = 0.0, []
         for start in range(0, len(self.held), CHUNK):
             rows = self.held[start : start + CHUNK]
-            total += float(self.loss.of(self.twin(**self._rows(rows)), rows)) * len(rows)
-        return total / len(self.held)
+            outputs = self.loss.named(self.twin(**self._rows(rows)))
+            total += float(self.loss.of(outputs, self.loss.targets_of(rows))) * len(rows)
+            parts.append({key: y.flatten(1) if y.dim() > 1 else y[:, None] for key, y in outputs.items()})
+        if not math.isfinite(total):
+            return total, math.inf
+        drops = []
+        for key in parts[0]:
+            got = torch.cat([part[key] for part in parts]).double().numpy()
+            want = self.loss.original[key][torch.from_numpy(self.held)].reshape(got.shape).double().numpy()
+            drops += [score_loss(a, b) for a, b in zip(want.T, got.T)]
+        return total / len(self.held), max(drops)
 
     def _rows(self, rows: np.ndarray) -> Tensors:
         at = torch.from_numpy(rows)
@@ -170,8 +200,8 @@ class _Run:
 
     def _read(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
-        self.step, self.start, self.best, self.best_at = state["step"], state["start"], state["best"], state["best_at"]
-        self.kept = state["kept"]
+        for name in KEPT:
+            setattr(self, name, state[name])
         self.optimizer.load_state_dict(state["optimizer"])
         with torch.no_grad():
             for parameter, held in zip(self.parameters, state["parameters"]):
@@ -181,7 +211,7 @@ class _Run:
         """In one step, so that a kill leaves this checkpoint or the one before."""
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        state = {name: getattr(self, name) for name in ("step", "start", "best", "best_at", "kept")}
+        state = {name: getattr(self, name) for name in KEPT}
         with part.open("wb") as file:
             torch.save(state | {"parameters": self.parameters, "optimizer": self.optimizer.state_dict()}, file)
             file.flush()
@@ -211,10 +241,14 @@ class _Loss:
 
     Where all scores of the original lie in [0, 1] they are probabilities: cross entropy, less what it is at best. Others: the square of the
     difference over the variance of the original's scores. Labels: cross entropy of the probability, or of the score as a logit.
+    `teaches`: whether the original's scores are all that is learned from, so that it can be asked about any row; `recombines`: and
+    whether it has both sides, so that there are rows to be made.
     """
 
     def __init__(self, name: str, original: Graph, table: Tensors, training: Training, target: str) -> None:
-        self.targets = _scores(original, table)
+        self.teacher, self.inputs, self.teaches = to_torch(original), original.inputs, target == "original"
+        self.original = self.targets = _scores(self.teacher, original, table)
+        self.recombines = self.teaches and len({half.side for spec in original.inputs for half in spec.halves}) == 2
         for y in self.targets.values():
             if not bool(y.isfinite().all()):
                 met = float(y[~y.isfinite()].flatten()[0])
@@ -225,13 +259,33 @@ class _Loss:
         if target == "labels":
             self.judged = _judged_output(name, training, self.targets)
             assert training.labels is not None
-            self.targets[self.judged] = torch.from_numpy(np.asarray(training.labels, np.float32)).reshape_as(self.targets[self.judged])
+            labels = torch.from_numpy(np.asarray(training.labels, np.float32)).reshape_as(self.targets[self.judged])
+            self.targets = self.targets | {self.judged: labels}
 
-    def of(self, outputs: Any, rows: np.ndarray) -> torch.Tensor:
-        """Outputs of the twin for these rows -> their loss ()."""
-        outputs = outputs if isinstance(outputs, dict) else {next(iter(self.targets)): outputs}
+    def named(self, outputs: Any) -> Tensors:
+        """What a twin gives, as a dict also when there is one output."""
+        return {key: y.float() for key, y in outputs.items()} if isinstance(outputs, dict) else {next(iter(self.targets)): outputs.float()}
+
+    def targets_of(self, rows: np.ndarray) -> Tensors:
         at = torch.from_numpy(rows)
-        return torch.stack([self._one(key, y.float(), self.targets[key][at]) for key, y in outputs.items()]).sum()
+        return {key: y[at] for key, y in self.targets.items()}
+
+    def of(self, outputs: Any, targets: Tensors) -> torch.Tensor:
+        """Outputs of the twin -> how far they are from the targets ()."""
+        return torch.stack([self._one(key, y, targets[key]) for key, y in self.named(outputs).items()]).sum()
+
+    @torch.no_grad()
+    def recombined(self, table: Tensors, targets: Tensors, other: Tensors) -> tuple[Tensors, Tensors]:
+        """Rows and their targets, the first RECOMBINED of them with the candidates of `other` rows, and scored again."""
+        part = int(RECOMBINED * len(next(iter(table.values()))))
+        mixed = {key: array.clone() for key, array in table.items()}
+        for half in (half for spec in self.inputs for half in spec.halves if half.side == "candidate"):
+            if half.columns is None:
+                mixed[half.name][:part] = other[half.name][:part]
+            else:
+                mixed[half.name][:part, list(half.columns)] = other[half.name][:part, list(half.columns)]
+        fresh = self.named(self.teacher(**{key: array[:part] for key, array in mixed.items()}))
+        return mixed, {key: torch.cat([fresh[key], y[part:]]) for key, y in targets.items()}
 
     def _one(self, key: str, y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if self.probability[key]:
@@ -249,9 +303,8 @@ def _cross_entropy(y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _scores(original: Graph, table: Tensors) -> Tensors:
-    """Output name -> the original's scores (N, ...) of the rows, float32."""
-    twin = to_torch(original)
+def _scores(twin: nn.Module, original: Graph, table: Tensors) -> Tensors:
+    """Output name -> the original's scores (N, ...) of the rows, float32; `twin` is its torch twin."""
     parts: dict[str, list[torch.Tensor]] = {name: [] for name, _ in original.outputs}
     for start in range(0, len(next(iter(table.values()))), CHUNK):
         got = twin(**{key: array[start : start + CHUNK] for key, array in table.items()})

@@ -39,7 +39,7 @@ def qat(
     *,
     weight_bits: int = 8,
     target: Literal["original", "labels"] = "original",
-    epochs: float = 3.0,
+    epochs: float | Literal["auto"] = "auto",
     rate: float = 1e-3,
     batch: int = 256,
     narrowest: int = 8,
