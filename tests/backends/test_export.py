@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ from burnish.errors import ArtifactError, BuildError
 from burnish.export import export
 from burnish.host import ISAS, Host
 from burnish.native import toolchain
+from burnish.place.placement import Bench
 from burnish.runtime.artifact import Artifact
 from burnish.testing.builders import rows
 from burnish.testing.models import dcn_v2
@@ -36,13 +38,25 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return made.save(tmp_path_factory.mktemp("artifact") / "ranker")
 
 
-def example_of(out: Path, compiler: list[str], runner: list[str]) -> dict[str, float]:
-    """What the exported example prints, built as its README says."""
-    flags = ["-O2", "-Wall", "-Wextra", "-Werror", "example.c", "-L.", "-lranker", "-lm", "-Wl,-rpath,$ORIGIN", "-o", "example"]
+def said_by(name: str, out: Path, compiler: list[str], runner: list[str], *arguments: str) -> dict[str, Any]:
+    """What an exported program prints, built as its README says."""
+    flags = ["-O2", "-Wall", "-Wextra", "-Werror", f"{name}.c", "-L.", "-lranker", "-lm", "-Wl,-rpath,$ORIGIN", "-o", name]
     subprocess.run([*compiler, *flags], cwd=out, check=True)
-    done = subprocess.run([*runner, "./example"], cwd=out, capture_output=True, text=True)
+    done = subprocess.run([*runner, f"./{name}", *arguments], cwd=out, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout)
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def check_bench(told: dict[str, Any], artifact: Artifact, isa: str, arch: str) -> None:
+    """It is a file that `plan` reads, of a machine that a Host describes."""
+    assert told["artifact"]["target"] == isa and told["artifact"]["sha256"] == artifact.manifest.sha256
+    assert msgspec.convert(told["host"], Host).arch == arch
+    assert [row.candidates for row in msgspec.convert(told, Bench).rows] == [1, 37]
+    for row in told["rows"]:
+        found = row["latency_us"]
+        assert 0 < found["p50"] <= found["p99"] <= found["curve"][-1][1] and found["count"] >= 100
+        assert sorted(us for _, us in found["curve"]) == [us for _, us in found["curve"]]
 
 
 def test_an_export_for_this_machine_repeats_the_golden_rows_bit_for_bit(artifact: Artifact, tmp_path: Path) -> None:
@@ -50,7 +64,7 @@ def test_an_export_for_this_machine_repeats_the_golden_rows_bit_for_bit(artifact
         pytest.skip("there is no cc here")
     out = tmp_path / "device"
     told = export(artifact.path, "c", None, out)
-    assert example_of(out, ["cc"], [])["difference"] == 0
+    assert said_by("example", out, ["cc"], [])["difference"] == 0
     assert told == json.loads((out / "export.json").read_text())
     assert told["total_bytes"] == (out / "libranker.so").stat().st_size + (out / "weights.bin").stat().st_size
     assert told["library_bytes"] < 300_000 and told["target"] == Host.here().isa
@@ -77,8 +91,10 @@ def test_an_export_for_another_machine_is_compiled_from_what_the_artifact_holds(
     told = export(artifact.path, "c", target, out)
     assert told["target"] == isa and told["cpu_flags"] == flags
     compiler = [sys.executable, "-m", "ziglang", "cc", "-target", toolchain.TARGETS[isa][0]]
-    said = example_of(out, compiler, [f"qemu-{machine[0]}-static", *machine[1:], "-L", f"/usr/{root}"])
+    runner = [f"qemu-{machine[0]}-static", *machine[1:], "-L", f"/usr/{root}"]
+    said = said_by("example", out, compiler, runner)
     assert said["rows"] == 64 and said["difference"] == 0
+    check_bench(said_by("bench", out, compiler, runner, "1,37", "0.01"), artifact, isa, ISAS[isa][0])
 
 
 @pytest.mark.parametrize(
@@ -101,6 +117,19 @@ def test_a_library_refuses_a_machine_that_lacks_its_instructions(
     system = ["-L", str(LOADER)] if arch == "aarch64" else []
     done = subprocess.run([f"qemu-{arch}-static", "-cpu", cpu, *system, "./example"], cwd=out, capture_output=True, text=True)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"this machine lacks {lacking}")
+
+
+def test_a_device_without_python_is_measured_by_a_program_in_c(artifact: Artifact, tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("there is no cc here")
+    out = tmp_path / "device"
+    export(artifact.path, "c", None, out)
+    told = said_by("bench", out, ["cc"], [], "1,37", "0.05")
+    check_bench(told, artifact, Host.here().isa, Host.here().arch)
+    assert msgspec.convert(told["host"], Host) == Host.here()
+    assert told["peak_memory_bytes"] > (out / "weights.bin").stat().st_size
+    done = subprocess.run(["./bench", "1,many"], cwd=out, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "candidates are numbers from 1 to 100000, separated by commas; met many\n"
 
 
 def test_what_cannot_be_exported_is_refused_in_a_sentence(artifact: Artifact, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A native artifact as C: library, header, weights, golden rows and a program that scores them. Nothing but libc is needed to use it.
+"""A native artifact as C: library, header, weights, golden rows and programs that score and measure. Nothing but libc is needed to use it.
 
 An artifact holds the text of its program, which is the same for every instruction set, so exporting is compiling it for another machine;
 the graph and the rows it was made from are not needed.
@@ -22,11 +22,11 @@ from burnish.errors import BuildError
 from burnish.export.common import fresh
 from burnish.host import Host
 from burnish.native import toolchain
-from burnish.runtime.artifact import Artifact, digest
+from burnish.runtime.artifact import Artifact, Manifest, digest
 
 
 def export(path: Path, target: str | None, out: Path) -> dict[str, Any]:
-    """Write libranker.so, ranker.cpp, ranker.h, weights.bin, golden/, example.c, README.md, export.json into `out`; the last's content."""
+    """Write a library, its text and header, weights, golden rows, two programs that use it and export.json into `out`; what that says."""
     artifact = Artifact.read(path)
     program = native_program(artifact, "C")
     isa = Host.target(target).isa if target else Host.here().isa
@@ -38,21 +38,23 @@ def export(path: Path, target: str | None, out: Path) -> dict[str, Any]:
     shutil.copyfile(path / SOURCE, out / "ranker.cpp")
     shutil.copyfile(path / "weights.bin", out / "weights.bin")
     shutil.copyfile(str(resources.files("burnish.native.abi").joinpath("ranker.h")), out / "ranker.h")
-    text = _example(artifact, out)
-    told = {
+    golden_files(artifact, out)
+    total = sum((out / name).stat().st_size for name in ("libranker.so", "weights.bin"))
+    told: dict[str, Any] = {
         "schema": 1,
         "format": "c",
         "target": isa,
         "cpu_flags": sorted(Host.target(isa).flags),
         "library_bytes": (out / "libranker.so").stat().st_size,
         "weight_bytes": (out / "weights.bin").stat().st_size,
-        "total_bytes": sum((out / name).stat().st_size for name in ("libranker.so", "weights.bin")),
-        "peak_memory_bytes": sum((out / name).stat().st_size for name in ("libranker.so", "weights.bin")) + program.arena_bytes,
+        "total_bytes": total,
+        "peak_memory_bytes": total + program.arena_bytes,
         "arena_bytes": program.arena_bytes,
         "artifact_sha256": artifact.manifest.sha256,
         "files": {},
     }
-    (out / "example.c").write_text(text)
+    (out / "example.c").write_text(_example(artifact.manifest))
+    (out / "bench.c").write_text(_bench(artifact.manifest, isa))
     (out / "README.md").write_text(_readme(artifact, isa, told))
     told["files"] = {str(f.relative_to(out)): digest(f).sha256 for f in sorted(out.rglob("*")) if f.is_file()}
     (out / "export.json").write_text(json.dumps(told, indent=1) + "\n")
@@ -80,10 +82,8 @@ def golden_files(artifact: Artifact, out: Path) -> None:
         (out / "golden" / f"output_{i}.bin").write_bytes(np.ascontiguousarray(outputs[made.name], np.dtype(made.dtype)).tobytes())
 
 
-def _example(artifact: Artifact, out: Path) -> str:
-    """The text of a program that scores the golden rows, which it writes as files."""
-    manifest = artifact.manifest
-    golden_files(artifact, out)
+def _example(manifest: Manifest) -> str:
+    """The text of a program that scores the golden rows and compares."""
     inputs: list[str] = []
     scores: list[str] = []
     for i, spec in enumerate(manifest.inputs):
@@ -94,6 +94,29 @@ def _example(artifact: Artifact, out: Path) -> str:
     template = Template(resources.files("burnish.export").joinpath("example.c.txt").read_text())
     return template.substitute(
         rows=manifest.golden.rows, inputs="\n".join(inputs), outputs="\n".join(scores), tolerance=repr(float(manifest.golden.tolerance))
+    )
+
+
+def _bench(manifest: Manifest, isa: str) -> str:
+    """The text of a program that measures latency by requests made of the golden rows."""
+    columns: list[str] = []
+    halves: list[str] = []
+    for i, spec in enumerate(manifest.inputs):
+        row = row_bytes(spec.dtype, spec.shape)
+        for half in spec.halves:
+            kept = range(1) if half.columns is None else half.columns
+            piece = row if half.columns is None else row // spec.shape[0]
+            columns.append(f"static const int COLUMNS_{len(columns)}[] = {{{', '.join(map(str, kept))}}};")
+            told = f'"golden/input_{i}.bin", {row}, {piece}, {int(half.side == "request")}, {len(kept)}, COLUMNS_{len(halves)}'
+            halves.append(f"  {{{told}}}, /* {_comment(half)} */")
+    template = Template(resources.files("burnish.export").joinpath("bench.c.txt").read_text())
+    artifact = {"path": ".", "recipe": manifest.recipe.get("name"), "backend": Native.name, "target": isa, "sha256": manifest.sha256}
+    return template.substitute(
+        rows=manifest.golden.rows,
+        columns="\n".join(columns),
+        halves="\n".join(halves),
+        output_bytes=", ".join(str(row_bytes(made.dtype, made.shape)) for made in manifest.outputs),
+        artifact=json.dumps(json.dumps(artifact)),
     )
 
 
@@ -115,7 +138,13 @@ def _readme(artifact: Artifact, isa: str, told: dict[str, Any]) -> str:
 
 scores {artifact.manifest.golden.rows} golden rows, compares and prints JSON. `ranker.h` says how the library is called; it needs libc and
 these CPU flags: {needs}. The library ({told["library_bytes"]:,} bytes) and `weights.bin` ({told["weight_bytes"]:,} bytes, mapped) are all
-that a device must have; a handle takes {told["arena_bytes"]:,} bytes more. With another compiler:
+that a device must have; a handle takes {told["arena_bytes"]:,} bytes more.
+
+    {cross} -O2 bench.c -L. -lranker -Wl,-rpath,'$ORIGIN' -o bench
+    ./bench 1,16,128 2 > bench.json
+
+measures it on the device, for 1, 16 and 128 candidates and 2 seconds each, and prints what `burnish bench --json` prints, which
+`burnish plan` reads. With another compiler:
 
     {" ".join(command)}
 """
