@@ -38,8 +38,9 @@ Rows = dict[str, tuple[np.ndarray, np.ndarray]]  # table -> ids (n,) int64, rows
 class Place(msgspec.Struct, frozen=True):
     """An array of a table in weights.bin: rows [first, first + rows) of the table `of`.
 
-    `kind`: "" (float32), "bfloat16", "float16", "int8", "int4", "int8.scale", "int4.scale", or "scale" where the rows that it belongs to are
-    not found."""
+    `kind`: "" (float32), "bfloat16", "float16", "int8", "int4", "int8.scale", "int4.scale", or "scale" where what it belongs to is not
+    found.
+    """
 
     of: str
     first: int

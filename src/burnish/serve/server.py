@@ -28,6 +28,7 @@ from burnish.serve import grpc_server, log, sign, trace
 from burnish.serve.access import Access
 from burnish.serve.app import DRAIN_SECONDS, Application
 from burnish.serve.follower import Follower, Repository
+from burnish.serve.front import Front
 from burnish.serve.grpc_server import Listen
 from burnish.serve.keeper import Keeper, Live, told
 from burnish.serve.metrics import Board
@@ -77,7 +78,6 @@ def serve(path: str | Path, options: Options = DEFAULTS) -> None:
     Where `path` has versions (`burnish.serve.versions`), the current one is served, and another as soon as it is made the current one.
     ServeError when a port cannot be had, ArtifactError when the artifact cannot be read or is not trusted, both before anything starts.
     """
-    from granian import Granian
     from granian.constants import HTTPModes, Interfaces, Loops
     from granian.log import LogLevels
     from prometheus_client import start_http_server
@@ -109,7 +109,8 @@ def serve(path: str | Path, options: Options = DEFAULTS) -> None:
         keeper = Keeper(versions, version, board.path.with_suffix(".live"), board, switched, options.trust)
     if options.metrics is not None:
         start_http_server(options.metrics, addr=options.host, registry=board.registry)
-    server = Granian(
+    server = Front(
+        board,
         "burnish",  # the name of the processes; what runs in them is the loader below
         address=options.host,
         port=options.http,
@@ -127,7 +128,6 @@ def serve(path: str | Path, options: Options = DEFAULTS) -> None:
         ssl_client_verify=options.client_ca is not None,
         log_level=LogLevels.error,
     )
-    server.respawned_wrks = _Replaced(board)
     live = keeper.live if keeper else None
     loader = functools.partial(_application, Path(path), name, options, access, board.path, live, edges(next(iter(golden.values()))))
     program = artifact.program
@@ -233,23 +233,6 @@ def _application(
     listen = None if options.grpc is None else Listen(f"{address}:{options.grpc}", options.tls_cert, options.tls_key, options.client_ca)
     follower = Follower(live, [now.version], opened_and_warm, settle) if live else None
     return Application(worker, board, options.metrics is None, listen, access, follower)
-
-
-class _Replaced(dict[int, float]):
-    """When each worker was replaced, as granian keeps it: it ends a server whose replacement dies within seconds, as one that cannot start.
-    A replacement that came up has a life of its own: when that is killed, it is replaced again."""
-
-    def __init__(self, board: Board) -> None:
-        super().__init__()
-        self._board = board
-        self._started: dict[int, int] = {}
-
-    def __setitem__(self, index: int, now: float) -> None:
-        super().__setitem__(index, now)
-        self._started[index] = self._board.started()
-
-    def get(self, index: int, default: Any = None) -> Any:
-        return default if self._board.started() > self._started.get(index, -1) else super().get(index, default)
 
 
 def _connections(limits: Limits) -> int:
