@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import sys
 from pathlib import Path
 
 import speed
-from burnish.host import Host, versions
 from models import complete_journey
+from pages import footer
 
 DOUBTS = """# Benchmarks
 
@@ -24,26 +23,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="for each engine and number of rows")
     options = parser.parse_args()
     demo = complete_journey()
+    command = f"python benchmarks/run.py --seconds {options.seconds:g}"
     times = speed.measure(demo, options.seconds)
     setting = f"{demo.name}, one core, microseconds a call, median of 10 rounds in turns (± half of the spread)."
     lines = [DOUBTS, "", "## Speed", "", setting]
-    lines += [*_doc(speed), "", *speed.table(times), "", *_footer(options)]
+    lines += [*_doc(speed), "", *speed.table(times), "", footer(command)]
     options.out.write_text("\n".join(lines) + "\n")
     print(options.out)
 
 
 def _doc(module: object) -> list[str]:
     return [(module.__doc__ or "").strip()]
-
-
-def _footer(options: argparse.Namespace) -> list[str]:
-    host = Host.here()
-    caches = " / ".join(f"{n >> 10} KiB" for n in host.cache_bytes)
-    found = versions("burnish", "torch", "onnxruntime", "openvino", "nncf", "numpy", "ziglang")
-    told = ", ".join(f"{name} {version}" for name, version in found.items())
-    command = f"python benchmarks/run.py --seconds {options.seconds:g}"
-    when = datetime.datetime.now(datetime.UTC).date()
-    return [f"*{when}, {host.cpu}, {host.cores} cores, {host.isa}, caches {caches}; {told}; `{command}`*"]
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ def _rechub(name: str, module: str = "ranking", **options: Any) -> tuple[nn.Modu
     }
     given = arguments[name]
     if name in ("DeepFFM", "FatDeepFFM"):  # field-aware: a vector for each other field
-        given = (sparse, [SparseFeature(n, CARDINALITY, WIDTH * FIELDS) for n in NAMES], *given[2:])
+        given = (sparse, [SparseFeature(n, CARDINALITY * FIELDS, WIDTH) for n in NAMES], *given[2:])
     model = getattr(models, name)(*given, **options)
     told = repr(given)
     ids = [n for n in NAMES if f"SparseFeature {n} " in told]
@@ -209,7 +209,7 @@ def _rechub(name: str, module: str = "ranking", **options: Any) -> tuple[nn.Modu
     return First(model, [spec.name for spec in specs]), specs
 
 
-# pytorch-widedeep: a matrix for each part -------------------------------------------------------------------------------------------------
+# pytorch-widedeep: a matrix for each part ----------------------------------------------------------------------------------------------
 
 
 def _widedeep(name: str, rec: bool = False, **options: Any) -> tuple[nn.Module, Sequence[Input]]:
@@ -223,12 +223,12 @@ def _widedeep(name: str, rec: bool = False, **options: Any) -> tuple[nn.Module, 
     part = getattr(importlib.import_module("pytorch_widedeep.models" + (".rec" if rec else "")), name)
     deep = part(column_idx=places, cat_embed_input=ids, **numbers, **options)
     model = WideDeep(wide=Wide(FIELDS * CARDINALITY), deeptabular=deep)
-    bounds = [CARDINALITY + 1] * FIELDS + ([None] * DENSE if numbers else [None] * DENSE)
+    bounds = [CARDINALITY + 1] * FIELDS + [None] * DENSE
     wide = Input("wide", "int64", (FIELDS,), cardinality=FIELDS * CARDINALITY + 1)
     return model, [wide, Input("deeptabular", "float32", (FIELDS + DENSE,), cardinality=tuple(bounds))]
 
 
-# torchrec: the dense parts over plain tables ------------------------------------------------------------------------------------------------
+# torchrec: the dense parts over plain tables -------------------------------------------------------------------------------------------
 
 
 class TorchRec(nn.Module):
@@ -287,6 +287,7 @@ def entries() -> Iterator[Entry]:
     attend = {"pairs": True}
     options: dict[str, dict[str, Any]] = {n: attend for n in ("ContextAttentionMLP", "SelfAttentionMLP", "TabTransformer", "SAINT")}
     options |= {n: attend for n in ("FTTransformer", "TabFastFormer", "TabPerceiver")}
+    options["TabNet"] = {"ghost_bn": False}  # batches of a batch, which only training needs
     rec: list[tuple[str, str, dict[str, Any]]] = [
         ("DeepFM", "DeepFactorizationMachine", {"num_factors": WIDTH, "mlp_hidden_dims": [128, 64]}),
         ("DeepFFM", "DeepFieldAwareFactorizationMachine", {"num_factors": 8, "mlp_hidden_dims": [128, 64], "dense": False}),
