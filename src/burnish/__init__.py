@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from burnish.runtime.artifact import Artifact
     from burnish.runtime.scorer import Scorer, load
     from burnish.search.loop import optimize
+    from burnish.search.refresh import refresh
     from burnish.train import Training
 
 _WHERE = {
@@ -58,6 +59,7 @@ _WHERE = {
     "burnish.runtime.artifact": ("Artifact",),
     "burnish.runtime.scorer": ("Scorer", "load"),
     "burnish.search.loop": ("optimize",),
+    "burnish.search.refresh": ("refresh",),
     "burnish.train": ("Training",),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
@@ -86,6 +88,7 @@ __all__ = [
     "compile",
     "load",
     "optimize",
+    "refresh",
 ]
 
 

@@ -89,6 +89,31 @@ def _on_several(job: Path, out: Path, address: str, as_json: bool) -> None:
         print(f"{each.host}: {' '.join(each.report['decision']['sentences'])}\nReport: {each.out / 'report.html'}\n")
 
 
+@app.command(epilog="Example: burnish refresh out/ --model today.pt")
+def refresh(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `optimize` wrote.")],
+    model: Annotated[
+        str | None, typer.Option(help="A checkpoint, or a model as a job names one; default: the job's, loaded again.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Gets what `optimize` writes; default: takes DIR's place.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put what was decided on a new checkpoint, and prove it again."""
+    from burnish import terminal
+    from burnish.search.output import read_report
+    from burnish.search.refresh import refresh as run
+
+    with terminal.progress() as show:
+        found = run(directory, model, out, progress=show)
+    content = read_report(out or directory)
+    if as_json:
+        _print_json(content)
+        return
+    terminal.trials(content)
+    terminal.plan(content)
+    print(f"{found.sentence}.\nReport: {(out or directory) / 'report.html'}")
+
+
 @app.command(epilog="Example: burnish inspect job.toml")
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL|JOB.toml", help="A job file, a .pt2 or a .onnx.")],

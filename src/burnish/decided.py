@@ -17,16 +17,31 @@ from burnish.passes.refit import is_plain, weight_names
 from burnish.recipe import Int8, LowRank, MixedTables, Prune, Qat, Recipe, Step, walk
 from burnish.train import Training
 
+Kept = dict[tuple[Step, ...], tuple[Graph, tuple[Step, ...]]]  # steps -> the graph they left, and the steps filled in
+
 
 def decide(
-    graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | None = None, training: Training | None = None
+    graph: Graph,
+    recipe: Recipe,
+    calibration: Mapping[str, np.ndarray] | None = None,
+    training: Training | None = None,
+    kept: Kept | None = None,
 ) -> tuple[Graph, Recipe]:
-    """`recipe.apply`, and the recipe whose steps say what these rows decided; its name, backend and threads are the recipe's."""
-    steps = []
-    for step, before, after in walk(graph, recipe, calibration, training):
-        steps.append(filled(step, before, after))
-        graph = after
-    return graph, msgspec.structs.replace(recipe, steps=tuple(steps))
+    """`recipe.apply`, and the recipe whose steps say what these rows decided; its name, backend and threads are the recipe's.
+
+    `kept` holds what steps that look at rows have left of this graph, and gets what they leave now: recipes that begin alike are
+    calibrated once.
+    """
+    kept = {} if kept is None else kept
+    begun = max((i for i in range(len(recipe.steps) + 1) if recipe.steps[:i] in kept), default=0)
+    original, steps = graph, tuple[Step, ...]()
+    if begun:
+        graph, steps = kept[recipe.steps[:begun]]
+    for step, before, after in walk(graph, msgspec.structs.replace(recipe, steps=recipe.steps[begun:]), calibration, training, original):
+        graph, steps = after, (*steps, filled(step, before, after))
+        if step.needs_rows or step.trains:
+            kept[recipe.steps[: len(steps)]] = graph, steps
+    return graph, msgspec.structs.replace(recipe, steps=steps)
 
 
 def filled(step: Step, before: Graph, after: Graph) -> Step:
@@ -45,13 +60,20 @@ def filled(step: Step, before: Graph, after: Graph) -> Step:
 
 
 def _widths(before: Graph, after: Graph) -> tuple[tuple[str, int], ...]:
-    """Outputs of the linears that have fewer than before; of linears that are pruned together each has the same, and the first is named."""
+    """Outputs of the linears that have fewer than before, and sizes of groups of which something was left out; of linears that are pruned
+    together each has the same, and the first is named."""
+    from burnish.passes.coupled import groups
     from burnish.passes.prune import layers
 
     now = {name: node.shape[-1] for name, node in _linears(after).items()}
     found = layers(before, 1)
     names = weight_names([layer.linears[0] for layer in found])
-    return tuple((name, now[name]) for name, layer in zip(names, found) if now.get(name, layer.width) < layer.width)
+    neurons = [(name, now[name]) for name, layer in zip(names, found) if now.get(name, layer.width) < layer.width]
+    sizes = {group.name: group.size for group in groups(after)}
+    return (
+        *((group.name, sizes[group.name]) for group in groups(before) if sizes.get(group.name, group.size) < group.size),
+        *neurons,
+    )
 
 
 def _ranks(after: Graph) -> tuple[tuple[str, int], ...]:

@@ -320,10 +320,15 @@ def apply(graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | 
 
 
 def walk(
-    graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | None = None, training: Training | None = None
+    graph: Graph,
+    recipe: Recipe,
+    calibration: Mapping[str, np.ndarray] | None = None,
+    training: Training | None = None,
+    original: Graph | None = None,
 ) -> Iterator[tuple[Step, Graph, Graph]]:
-    """`apply`, one step at a time: each with the graph before it and after it."""
-    original = graph
+    """`apply`, one step at a time: each with the graph before it and after it. `original` is the graph that `graph` was made of by steps
+    before these, where there were any."""
+    original = original or graph
     for step in recipe.steps:
         name, before = type(step).__name__, graph
         if step.needs_rows and calibration is None:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from burnish.report.page import duration
+
 if TYPE_CHECKING:
     from burnish.search.loop import Progress as Step
     from burnish.search.trial import Trial
@@ -35,7 +37,15 @@ class Shown:
             self.told.add(step.trial.id)
             self.console.print(_line(step.trial), soft_wrap=True)
         if self.live is not None and self.task is not None:
-            self.live.update(self.task, completed=step.done, description=step.text or None, refresh=True)
+            left = "" if step.left is None else f" ({duration(step.left)} left)"
+            self.live.update(self.task, completed=step.done, description=f"{step.text}{left}" if step.text else None, refresh=True)
+
+    def on(self, host: str, step: Step) -> None:
+        """A step of one of several searches at once."""
+        if self.live is None or self.task is None:
+            self.console.print(f"{host}: {step.text}", soft_wrap=True)
+        else:
+            self.live.update(self.task, completed=step.done, description=f"{host}: {step.text}", refresh=True)
 
 
 @contextmanager

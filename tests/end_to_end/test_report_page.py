@@ -111,6 +111,41 @@ def test_a_mark_of_the_figure_opens_its_trial(show):
     assert "picked" in opened.get_attribute("class")
 
 
+def test_a_trial_shows_its_steps_with_what_was_decided_its_layers_and_its_measurements(show):
+    shown = show()
+    shown.locator("#trial-t06 .open").click()
+    told = shown.locator("#trial-t06 .more").inner_text()
+    assert "cross.0.weight and deep.0.weight (one scale a channel); deep.2.weight (one scale)" in told
+    assert "deep.0.weight" in told and "0.0034 % · 192 of 1024" in told
+    for words in ("Quality", "Sample", "One call at a time", "Under load", "Memory"):
+        assert words in told
+
+
+def test_layers_that_lose_most_come_first_and_lead_to_their_trial(show):
+    shown = show()
+    names = [each.inner_text() for each in shown.locator("#layers table").first.locator("tbody th").all()]
+    assert names == ["deep.0.weight", "cross.0.weight", "deep.2.weight", "head.weight"]
+    shown.locator("#layers a").nth(1).click()
+    assert shown.url.endswith("#trial-t04")
+
+
+def test_places_tell_what_speaks_against_them_and_estimates_are_marked(show):
+    shown = show()
+    rows = [row.inner_text().replace("\n", " ").replace("\t", " ") for row in shown.locator("#placement tbody tr").all()]
+    assert rows[0].startswith("this machine chosen measured 6.8 ms")
+    assert "estimate: scaled by its roofline" in rows[1] and "estimate" in rows[2]
+    assert rows[2].endswith("p99 is 21 ms, and 10 ms are allowed; takes 5.6 MB of 4 MB")
+    assert "no number does" in shown.locator("#capacity").inner_text()
+    assert "p99 of 21 ms or more allowed: the phone" in shown.locator("#placement").inner_text()
+
+
+def test_the_load_that_was_chosen_has_a_ring(show):
+    assert (
+        show().locator("#load-figure svg .mark-symbol path[fill='transparent'], #load-figure svg .mark-symbol path[fill='none']").count()
+        == 3
+    )
+
+
 def test_the_keyboard_alone_reaches_and_opens_a_trial(show):
     shown = show()
     shown.keyboard.press("Tab")
@@ -131,10 +166,17 @@ def test_landmarks_headings_and_tables_are_named(show):
     for role in ("banner", "main", "navigation", "contentinfo", "search"):
         assert shown.get_by_role(role).count() == 1, role
     assert shown.get_by_role("heading", level=1).count() == 1
-    assert shown.get_by_role("columnheader").count() == 7 + 3 + 1  # one is the corner, named for those who cannot see it
+    columns = {
+        "trials": 7,
+        "before and after": 3 + 1,
+        "layers, twice": 4 + 4,
+        "sensitivity": 3,
+        "places": 7,
+    }  # one is a corner with a hidden name
+    assert shown.get_by_role("columnheader").count() == sum(columns.values())
     assert shown.locator("button:visible").evaluate_all("all => all.every(b => b.innerText.trim())")
     targets = shown.locator("nav a").evaluate_all("all => all.map(a => document.querySelector(a.getAttribute('href')) !== null)")
-    assert len(targets) == 9 and all(targets)
+    assert len(targets) == 11 and all(targets)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

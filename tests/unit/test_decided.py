@@ -33,7 +33,7 @@ def test_every_choice_is_filled_in_and_gives_the_same_graph_again():
     open_ = [name for step in decided.steps for name in ("widths", "ranks", "schemes", "int4") if getattr(step, name, "") == "auto"]
     assert open_ == []
     prune, low_rank, int8, tables = decided.steps[3:7]
-    assert prune.widths and all(width % 16 == 0 for _, width in prune.widths)
+    assert prune.widths and all(width % (4 if name.endswith(" width") else 16) == 0 for name, width in prune.widths)
     assert {kind for kind, *_ in int8.schemes} <= {"channel", "tensor"} and len(int8.schemes) >= 3
     again, same = decide(graph, decided, rows(graph))
     assert same == decided

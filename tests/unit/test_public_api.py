@@ -13,7 +13,7 @@ import burnish
 NAMES = {
     "Artifact", "ArtifactError", "BuildError", "BurnishError", "CaptureError", "Graph", "GraphError", "Host", "Input", "InputError",
     "JobError", "MeasureError", "ObjectiveNotMet", "Recipe", "RecipeError", "Scorer", "ServeError", "Training", "__version__", "capture",
-    "compile", "load", "optimize",
+    "compile", "load", "optimize", "refresh",
 }  # fmt: skip
 SIGNATURES = {
     "Input": "(name, dtype='float32', shape=(), side='candidate', cardinality=None)",
@@ -27,6 +27,7 @@ SIGNATURES = {
     "Artifact.save": "(self, to)",
     "Artifact.verify": "(self)",
     "optimize": "(job, out, *, resume=False, progress=None)",
+    "refresh": "(directory, model=None, out=None, *, progress=None)",
     "Recipe": "(steps=(), backend='native', threads=1, name='')",
     "Training": "(table, labels=None, output=None, checkpoints=None, progress=None)",
     "Host.here": "()",

@@ -53,8 +53,8 @@ class Eager:
         elif str(source).endswith(".pt2"):
             shutil.copyfile(source, folder / "model.pt2")
         elif ".py:" in str(source):
-            file, _, function = str(source).rpartition(":")
-            spec = f"{os.path.abspath(file)}:{function}"
+            file, _, function = str(source).partition(".py:")
+            spec = f"{os.path.abspath(f'{file}.py')}:{function}"
         else:
             raise BuildError(
                 f"the backend eager runs PyTorch models, met {str(source)!r}. Run an .onnx as it came with the backend onnxruntime"

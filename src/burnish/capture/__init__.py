@@ -41,7 +41,10 @@ def capture(model: Any, inputs: Examples, *, check: bool = True) -> Graph:
 
 
 def load_model(spec: str | Path, base: Path | None = None) -> torch.nn.Module | torch.export.ExportedProgram | Path:
-    """ "file.py:function" called without arguments, a .pt2 program, or the path of an .onnx file; relative paths start at `base`."""
+    """ "file.py:function" called without arguments, a .pt2 program, or the path of an .onnx file; relative paths start at `base`.
+
+    "file.py:function@checkpoint.pt" puts that state dict into the module; a relative checkpoint lies beside the file.
+    """
     from burnish.capture.load import load
 
     return load(spec, base)

@@ -1,4 +1,4 @@
-"""How a job file names a model: "file.py:function", a .pt2 program, an .onnx file."""
+"""How a job file names a model: "file.py:function", "file.py:function@checkpoint.pt", a .pt2 program, an .onnx file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from burnish.errors import CaptureError
 def load(spec: str | Path, base: Path | None = None) -> Any:
     """nn.Module, ExportedProgram, or the Path of an .onnx file; CaptureError in one sentence otherwise."""
     text = str(spec)
-    file, _, function = text.rpartition(":") if ".py:" in text else (text, "", "")
+    file, function = text, ""
+    if ".py:" in text:
+        file, _, function = text.partition(".py:")
+        file += ".py"
     path = (base or Path()) / file
     if path.suffix == ".py" and not function:
         raise CaptureError(f"{text!r} does not say what to call. Write file.py:function, where function() returns the model")
@@ -23,7 +26,13 @@ def load(spec: str | Path, base: Path | None = None) -> Any:
     if not path.is_file():
         raise CaptureError(f"no model file {path}. Relative paths start at {(base or Path()).resolve()}")
     if path.suffix == ".py":
-        return _from_function(path, function)
+        function, _, checkpoint = function.partition("@")
+        model = _from_function(path, function)
+        if checkpoint:
+            from burnish.capture.checkpoint import put
+
+            put(model, path.parent / checkpoint)
+        return model
     return _program(path) if path.suffix == ".pt2" else path
 
 

@@ -51,7 +51,8 @@ def frontier(report: Mapping[str, Any]) -> Spec | None:
         if rate and moved:
             drawn = {f"y_{end}": max(moved[end], floor) for end in ("value", "low", "high")}
             name = f"{trial['recipe']} · {trial['backend']}"
-            points.append({"id": trial["id"], "trial": name, "status": STATUSES[trial["status"]], "cost": 1e6 / rate, **moved, **drawn})
+            point = {"id": trial["id"], "trial": name, "status": STATUSES[trial["status"]], "cost": 1e6 / rate, **moved, **drawn}
+            points.append(point | {"p99": (trial.get("latency_us") or {}).get("p99")})
     if not points:
         return None
     low, high = _around([point["cost"] for point in points])
@@ -85,6 +86,7 @@ def frontier(report: Mapping[str, Any]) -> Spec | None:
             alt.Tooltip("value:Q", title=f"{metric} change, {unit}", format="+.4f"),
             alt.Tooltip("low:Q", title="interval from", format="+.4f"),
             alt.Tooltip("high:Q", title="to", format="+.4f"),
+            alt.Tooltip("p99:Q", title="p99 of one call, µs", format=",.4~g"),
         ],
     )
     named = base.transform_filter("datum.status === 'chosen' || datum.status === 'as it came'")
@@ -100,7 +102,8 @@ def latency(report: Mapping[str, Any]) -> Spec | None:
     rows = []
     for name, trial in compared(report):
         for share, us in (trial.get("latency_us") or {}).get("curve") or ():
-            if share < 100:  # the slowest call of all is no quantile of the distribution
+            # the slowest call of all is no quantile of the distribution; a clock that ticked not once is no point of a log scale
+            if share < 100 and us > 0:
                 # "nines": 90 % at 1, 99 % at 2, 99.9 % at 3, so that the tail has room
                 rows.append({"trial": name, "nines": -math.log10(1 - share / 100), "share": share, "us": us})
     if not rows:
@@ -129,11 +132,14 @@ def latency(report: Mapping[str, Any]) -> Spec | None:
 
 
 def load(report: Mapping[str, Any]) -> Spec | None:
-    """p99 by load on one core, up to beyond the objective: the highest load that kept it is the last dot of a line below the dashes."""
-    rows = []
+    """p99 by load on one core, up to beyond the objective; a ring is the highest load that kept it, which capacity is computed from."""
+    rows, kept = [], []
     for name, trial in compared(report):
-        for qps, p99_us in (trial.get("load") or {}).get("curve") or ():
+        found = trial.get("load") or {}
+        for qps, p99_us in found.get("curve") or ():
             rows.append({"trial": name, "qps": qps, "p99_ms": p99_us / 1000})
+        if found.get("curve") and found.get("qps"):
+            kept.append({"trial": name, "qps": found["qps"], "p99_ms": found["p99_us"] / 1000})
     if not rows:
         return None
     import altair as alt
@@ -149,7 +155,11 @@ def load(report: Mapping[str, Any]) -> Spec | None:
         alt.Tooltip("p99_ms:Q", title="p99, ms", format=".3~g"),
     ]
     lines = alt.Chart(alt.Data(values=rows)).mark_line(point=alt.OverlayMarkDef(size=30), strokeWidth=2)
-    layers: list[Any] = [lines.encode(x=x, y=y.axis(tickCount=5), tooltip=tooltip, **_lines(report))]
+    rings = alt.Chart(alt.Data(values=kept)).mark_point(size=170, strokeWidth=2, filled=False)
+    layers: list[Any] = [
+        lines.encode(x=x, y=y.axis(tickCount=5), tooltip=tooltip, **_lines(report)),
+        rings.encode(x=x, y=y, tooltip=tooltip, color=_lines(report)["color"]),
+    ]
     if allowed:
         layers = [*_limit(alt, allowed, f"objective, {allowed:g} ms", "bottom", "left"), *layers]
     return _finished(alt.layer(*layers), 280)

@@ -30,6 +30,7 @@ _TITLES = {
     "auc_by_rows": "AUC, rows apart",
 }
 _IN_DETAIL_ONLY = ("auc_by_rows", "kendall_tau")
+_LAYERS = 12  # of a trial, those that lose most
 _SLICES = 8  # shown of a trial, those that lost most first
 _COLUMNS = (  # of the table of trials; the name of the third is the gate's metric
     {"name": "Recipe", "unit": "", "number": False, "right": False},
@@ -87,15 +88,18 @@ def _view(report: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, Any]
     sentence = decision.get("sentence") or "No decision was made."
     trials = [_trial(trial, report) for trial in report.get("trials") or ()]
     counts = {status: sum(trial["status"] == status for trial in trials) for status in figures.STATUSES}
-    comparison, capacity = _comparison(report), _capacity(report)
+    comparison, capacity, layers = _comparison(report), _capacity(report), _guilty(report)
+    changes, places = _sensitivity(report), _places(report)
     sections = [
         ("decision", "Decision", True),
         ("compare", "Before and after", comparison),
         ("frontier", "Cost and quality", drawn["frontier"]),
         ("trials", "Trials", trials),
+        ("layers", "Layers", layers),
         ("latency", "Latency", drawn["latency"]),
         ("load", "Load", drawn["load"]),
         ("capacity", "Capacity", capacity),
+        ("placement", "Placement", places),
         ("method", "Method", True),
         ("repeat", "Repeat it", report.get("command")),
     ]
@@ -104,7 +108,7 @@ def _view(report: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, Any]
     return {
         "title": report.get("title") or "A ranker",
         "sentence": sentence,
-        "sentences": [told for told in decision.get("sentences") or () if told != sentence],
+        "sentences": [told for told in decision.get("sentences") or () if told != sentence] + _refreshed(report),
         "sections": [(id_, name) for id_, name, there in sections if there],
         "figures_of_merit": _figures_of_merit(report),
         "comparison": comparison,
@@ -112,7 +116,12 @@ def _view(report: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, Any]
         "trial_columns": columns,
         "trials": trials,
         "statuses": [(status, figures.STATUSES[status], count) for status, count in counts.items() if count],
+        "layers": layers,
         "capacity": capacity,
+        "advice": ((report.get("capacity") or {}).get("autoscaling") or {}).get("sentence"),
+        "sensitivity": changes,
+        "places": places,
+        "place_verdict": report.get("placement_verdict") or {},
         "candidates": (report.get("objective") or {}).get("candidates"),
         "method": _method(report),
         "host": {"cpu": host.get("cpu"), "cores": host.get("cores"), "flags": host.get("flags") or ()},
@@ -241,7 +250,8 @@ def _trial(trial: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any
         "verdict": figures.STATUSES.get(status, status) + (f": {trial['stage']}" if status == "rejected" and trial.get("stage") else ""),
         "order": list(figures.STATUSES).index(status) if status in figures.STATUSES else len(figures.STATUSES),
         "reason": trial.get("reason") or "",
-        "steps": trial.get("steps") or (),
+        "steps": _steps(trial),
+        "layers": _layers(trial),
         "cells": [
             cell(moved and moved["value"], signed(moved["value"]) if moved else "", between),
             cell(p50, number(p50)),
@@ -254,6 +264,97 @@ def _trial(trial: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any
         ],
         "groups": [{"name": name, "facts": facts} for name, facts in groups if facts],
     }
+
+
+def _refreshed(report: Mapping[str, Any]) -> list[str]:
+    """What a refresh says of itself."""
+    told = (report.get("refresh") or {}).get("sentence")
+    return [f"Refreshed: {told}."] if told else []
+
+
+def _steps(trial: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The steps of a recipe, and under each what the calibration rows decided."""
+    steps, decided = trial.get("steps") or (), (trial.get("decided") or {}).get("steps") or ()
+    if len(steps) != len(decided):
+        return [(step, "") for step in steps]
+    return [(step, _choices(filled)) for step, filled in zip(steps, decided)]
+
+
+def _choices(step: Mapping[str, Any]) -> str:
+    for key in ("widths", "ranks"):
+        if isinstance(step.get(key), list | tuple):
+            return ", ".join(f"{name}: {size}" for name, size in step[key]) or "nothing"
+    if isinstance(step.get("schemes"), list | tuple):
+        return "; ".join(
+            f"{' and '.join(names)} ({'one scale a channel' if kind == 'channel' else 'one scale'})" for kind, *names in step["schemes"]
+        )
+    if isinstance(step.get("int4"), list | tuple):
+        return f"int4 in {', '.join(step['int4'])}" if step["int4"] else "int4 nowhere"
+    return ""
+
+
+def _layers(trial: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each layer alone loses, in per cent of the metric, those that lose most first."""
+    found = sorted(trial.get("layers") or (), key=lambda layer: -(layer.get("loss") or 0))
+    most = max((layer.get("loss") or 0 for layer in found), default=0) or 1
+    return [
+        {
+            "name": layer["name"],
+            "loss": "–" if layer.get("loss") is None else f"{100 * layer['loss']:.4f}",
+            "share": round(100 * max(layer.get("loss") or 0, 0) / most, 1),
+            "macs": number(layer["macs"]) if layer.get("macs") is not None else "–",
+            "kept": str(layer.get("kept") or ""),
+        }
+        for layer in found[:_LAYERS]
+    ]
+
+
+def _guilty(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The layers of the chosen trial, and of rejected ones that lost accuracy."""
+    shown = []
+    for trial in report.get("trials") or ():
+        lost = trial.get("status") == "rejected" and trial.get("stage") in ("screen", "quality")
+        if (trial.get("status") == "chosen" or lost) and _layers(trial):
+            shown.append(
+                {"id": trial["id"], "name": f"{trial['recipe']} · {trial['backend']}", "status": trial["status"], "layers": _layers(trial)}
+            )
+    return sorted(shown, key=lambda each: each["status"] != "chosen")
+
+
+def _sensitivity(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What one change at a time does to machines and price."""
+    capacity = report.get("capacity") or {}
+    rows = capacity.get("sensitivity") or ()
+    now = {"change": "as planned", "machines": capacity.get("machines"), "usd_per_month": capacity.get("usd_per_month")}
+    return [
+        {
+            "change": row["change"],
+            "machines": "no number does" if row["machines"] is None else number(row["machines"]),
+            "month": "–" if row["usd_per_month"] is None else usd(row["usd_per_month"]),
+        }
+        for row in ([now, *rows] if rows else ())
+    ]
+
+
+def _places(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Ways to deploy, the chosen first, then those that can be; what speaks against the others."""
+    found = sorted(
+        report.get("placement") or (), key=lambda place: (not place["chosen"], bool(place["obstacles"]), place["usd_per_month"] or 0)
+    )
+    return [
+        {
+            "name": place["name"],
+            "how": "measured" if place["measured"] else f"estimate: {place['estimate']}",
+            "chosen": place["chosen"],
+            "p99": f"{place['p99_ms']:.3g} ms" if math.isfinite(place["p99_ms"] or math.inf) else "–",
+            "network": f"{place['network_p99_ms']:.3g} ms",
+            "compute": f"{place['compute_p99_ms']:.3g} ms",
+            "machines": "–" if place["machines"] is None else number(place["machines"]),
+            "month": "–" if place["usd_per_month"] is None else usd(place["usd_per_month"]),
+            "obstacles": "; ".join(place["obstacles"]),
+        }
+        for place in found
+    ]
 
 
 def _slices(slices: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -285,6 +386,7 @@ def _capacity(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     capacity = report.get("capacity") or {}
     forms: tuple[tuple[str, str, Any], ...] = (
         ("replicas", "Replicas", number),
+        ("replicas_interval", "Replicas, with the load's error", lambda v: f"{number(v[0])} to {number(v[1])}"),
         ("machines", "Machines", number),
         ("spare_machines", "of them spare", number),
         ("cores_per_machine", "Cores of a machine", number),
@@ -298,11 +400,7 @@ def _capacity(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("usd_per_million_candidates", "A million ranked candidates", usd),
         ("usd_per_month", "A month", usd),
     )
-    return [
-        (name, form(capacity[key]) if isinstance(capacity[key], int | float) else str(capacity[key]))
-        for key, name, form in forms
-        if capacity.get(key) is not None
-    ]
+    return [(name, form(capacity[key])) for key, name, form in forms if capacity.get(key) is not None]
 
 
 def _method(report: Mapping[str, Any]) -> list[dict[str, Any]]:

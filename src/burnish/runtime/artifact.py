@@ -180,7 +180,7 @@ class Artifact:
             _sync(part)
             part.chmod(0o755)
             if owned:
-                _exchange(part, to)
+                exchange(part, to)
             else:
                 os.rename(part, to)
             _sync_directory(to.parent)
@@ -306,7 +306,7 @@ def _sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def _exchange(new: Path, old: Path) -> None:
+def exchange(new: Path, old: Path) -> None:
     """Swap two directories. In one step where the kernel can (Linux renameat2), so that `old` is never absent; else in two renames."""
     exchange, here = 2, -100  # RENAME_EXCHANGE, AT_FDCWD: linux/fs.h, fcntl.h
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None

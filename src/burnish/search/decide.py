@@ -10,6 +10,7 @@ from burnish.place.plan import capacity_sentence
 from burnish.search.trial import Trial
 
 ALIKE = 0.05  # loads that differ by less are not told apart by runs of a few seconds
+FAR = 1.5  # times faster than a trial, one that passed makes it useless
 FINALISTS = 2  # of ours that are loaded; the fastest alone need not carry the most load
 PEERS = 2  # of other tools' that are loaded and compared with side by side: their order beside the baseline is not yet sure
 
@@ -32,10 +33,21 @@ def cheapest(finalists: Sequence[Trial], job: Job) -> Trial:
     return min(alike, key=lambda trial: (trial.measured.weight_bytes or 0, -carries[trial.id], trial.id))
 
 
+def better(trial: Trial, trials: Sequence[Trial]) -> str | None:
+    """Why a trial whose latency is known need not be gated: one that passed is so much faster that no noise turns it round, and no larger,
+    and where it is another tool's, enough of those are faster. None where it may be chosen or compared with."""
+    rivals = [t for t in feasible(trials) if t.id != trial.id and _speedup(t) > FAR * _speedup(trial)]
+    smaller = [t for t in rivals if (t.measured.weight_bytes or 0) <= (trial.measured.weight_bytes or 0)]
+    if not smaller or (peers([trial]) and len(peers(rivals)) < PEERS):
+        return None
+    by = smaller[0]
+    return f"{named(by)}, which passed, is {_speedup(by) / _speedup(trial):.3g} times faster and no larger, so all rows were not scored"
+
+
 def at_objective(trial: Trial, job: Job) -> float:
     """Candidates a second per core at the highest load that kept the objective; 0 where none did."""
     load = trial.measured.load
-    return load["qps"] * job.objective.candidates / trial.recipe.threads if load else 0.0
+    return load["qps"] * job.candidates / trial.recipe.threads if load else 0.0
 
 
 def _speedup(trial: Trial) -> float:
@@ -56,7 +68,7 @@ def fastest(trials: Sequence[Trial], latencies: Mapping[str, Any]) -> Trial | No
 def nearest(trials: Sequence[Trial], job: Job) -> str:
     """Why nothing meets the objective, and the nearest that can be met."""
     objective = job.objective
-    asked = f"nothing meets p99 {objective.p99_ms:g} ms at {objective.candidates} candidates within the accuracy that must be kept"
+    asked = f"nothing meets p99 {objective.p99_ms:g} ms at {job.candidates} candidates within the accuracy that must be kept"
     kept = [t for t in trials if t.measured.latency_us and not (t.rejected and t.rejected.stage in ("screen", "quality"))]
     if not kept:
         return f"{asked}; no recipe could be built and measured. The report has the reason of each"
@@ -91,7 +103,8 @@ def sentences(
     job: Job, trials: Sequence[Trial], chosen: Trial, peer: Trial | None, told: dict[str, Any], capacity: dict[str, Any]
 ) -> tuple[str, str, str]:
     """The plan in three sentences."""
-    how_much = _why_nothing(trials) if chosen.recipe.backend == "eager" else _how_much(chosen, peer, told)
+    tried = any(trial.seconds for trial in peers(trials))
+    how_much = _why_nothing(trials) if chosen.recipe.backend == "eager" else _how_much(chosen, peer, told, tried)
     return _what(job, chosen), how_much, capacity_sentence(capacity)
 
 
@@ -110,7 +123,7 @@ def _what(job: Job, chosen: Trial) -> str:
     )
     return (
         f"Chosen: {named(chosen)}, {threads(chosen)}: {name} changes by {change} on {measured.quality['rows']:,} rows "
-        f"({allowed} is allowed), and one call of {objective.candidates} candidates takes {latency['p50'] / 1000:.3g} ms at p50, "
+        f"({allowed} is allowed), and one call of {job.candidates} candidates takes {latency['p50'] / 1000:.3g} ms at p50, "
         f"{latency['p99'] / 1000:.3g} ms at p99 ({objective.p99_ms:g} ms is allowed)."
     )
 
@@ -123,14 +136,15 @@ def _why_nothing(trials: Sequence[Trial]) -> str:
     return f"Nothing that was tried is cheaper than the model as it came and keeps its accuracy{why}."
 
 
-def _how_much(chosen: Trial, peer: Trial | None, told: dict[str, Any]) -> str:
+def _how_much(chosen: Trial, peer: Trial | None, told: dict[str, Any], tried: bool) -> str:
+    """`tried`: whether any other tool was."""
     others = [("the model as it came", "baseline")]
     if peer is not None and peer.id != chosen.id:
         others.append((f"the best other tool ({named(peer)})", "best_peer"))
     faster = " and ".join(f"{_times(told[f'throughput_vs_{key}'])} {who}" for who, key in others)
     cheap = [told[f"at_objective_vs_{key}"] for _, key in others]
     cheaper = f"; at the objective it is {' and '.join(f'{times:.3g}' for times in cheap)} times cheaper" if all(cheap) else ""
-    alone = "; no other tool passed" if peer is None else ""
+    alone = "; no other tool passed" if peer is None and tried else ""
     return f"It is {faster}, side by side on one core{cheaper}{alone}."
 
 

@@ -30,12 +30,36 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     rejected: str | None = None  # the sentence, when this step ended the trial
 
 
-class Journal:
-    """The finished steps of one search, in order, kept in a file that only grows."""
+class Lines:
+    """The finished steps of one search, in order."""
+
+    def __init__(self, lines: list[Line]) -> None:
+        self.lines = lines
+        self._found = {(line.trial, line.step): line for line in lines}
+
+    def find(self, step: str, trial: str = "") -> Line | None:
+        """The line of a finished step, or None."""
+        return self._found.get((trial, step))
+
+    def add(self, line: Line) -> Line:
+        """Append a line; what comes back is what a later run will read."""
+        line = msgspec.json.decode(msgspec.json.encode(line), type=Line)
+        self.lines.append(line)
+        self._found[line.trial, line.step] = line
+        return line
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in finished steps, over all runs."""
+        return sum(line.seconds for line in self.lines)
+
+
+class Journal(Lines):
+    """Those steps, kept in a file that only grows."""
 
     def __init__(self, path: Path, lines: list[Line], fd: int) -> None:
-        self.path, self.lines, self._fd = path, lines, fd
-        self._found = {(line.trial, line.step): line for line in lines}
+        super().__init__(lines)
+        self.path, self._fd = path, fd
 
     @classmethod
     def open(cls, path: Path, fingerprint: dict[str, str]) -> Journal:
@@ -60,10 +84,6 @@ class Journal:
             raise
         return journal
 
-    def find(self, step: str, trial: str = "") -> Line | None:
-        """The line of a finished step, or None."""
-        return self._found.get((trial, step))
-
     def add(self, line: Line) -> Line:
         """Append a line; it is on the disk when this returns. What comes back is what a later run will read."""
         text = msgspec.json.encode(line) + b"\n"
@@ -73,15 +93,7 @@ class Journal:
             os.fsync(self._fd)
         except OSError as error:
             raise JobError(f"cannot write {self.path}: {error.strerror}. Make room, and go on with --resume") from None
-        line = msgspec.json.decode(text, type=Line)
-        self.lines.append(line)
-        self._found[line.trial, line.step] = line
-        return line
-
-    @property
-    def seconds(self) -> float:
-        """Time spent in finished steps, over all runs."""
-        return sum(line.seconds for line in self.lines)
+        return super().add(line)
 
     def __enter__(self) -> Journal:
         return self
@@ -107,10 +119,20 @@ def read(path: Path) -> list[Line]:
     return lines
 
 
+def fits(path: Path, fingerprint: dict[str, str]) -> bool:
+    """Whether the results of the journal at `path` depend on what `fingerprint` says."""
+    lines = read(path)
+    return bool(lines) and not _changed(lines[0], fingerprint)
+
+
+def _changed(first: Line, fingerprint: dict[str, str]) -> list[str]:
+    kept = first.result.get("fingerprint", {})
+    return [name for name in {**kept, **fingerprint} if kept.get(name) != fingerprint.get(name)]
+
+
 def check_fingerprint(path: Path, first: Line, fingerprint: dict[str, str]) -> None:
     """Refuse a journal whose results depend on other things than `fingerprint` says, naming them."""
-    kept = first.result.get("fingerprint", {})
-    changed = [name for name in {**kept, **fingerprint} if kept.get(name) != fingerprint.get(name)]
+    changed = _changed(first, fingerprint)
     if changed:
         raise JobError(
             f"{path.parent} holds the trials of something else: {', '.join(changed)} changed since. "

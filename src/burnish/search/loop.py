@@ -22,28 +22,31 @@ import msgspec
 
 from burnish.errors import BurnishError, JobError, ObjectiveNotMet
 from burnish.host import Host
-from burnish.job import HERE, Job
+from burnish.job import Job
+from burnish.place import placement
 from burnish.place.plan import capacity
 from burnish.runtime.artifact import Artifact
-from burnish.search import decide, journal, output, steps
-from burnish.search.journal import Journal, Line
-from burnish.search.space import BASELINE, on_more_cores, space
+from burnish.search import decide, journal, mlflow, output, steps
+from burnish.search.journal import Journal, Line, Lines
+from burnish.search.space import BASELINE, on_more_cores, refined, shrinks, space
 from burnish.search.steps import Effort, TurnedDown
 from burnish.search.subject import Subject
 from burnish.search.summary import summary
 from burnish.search.trial import Measurement, Plan, Rejected, Trial
 from burnish.train import Progress as TrainingProgress
 
+SHRINKING = 3  # times what the trials before the first that shrinks the model took at most
 DEATHS = 3  # of the process in one step, until the step is given up
 NEEDS = ("torch", "polars", "scipy", "mlperf_loadgen", "altair")  # whatever the job; backends say for themselves what they lack
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What a search is doing: `done` of 1, in words; and a trial that just came to its verdict."""
+    """What a search is doing: `done` of 1, in words; a trial that just came to its verdict; and an estimate of the seconds left."""
 
     done: float
     text: str
     trial: Trial | None = None
+    left: float | None = None
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -70,9 +73,11 @@ def optimize(
     for package in NEEDS:
         if find_spec(package) is None:
             raise JobError(f"optimize needs {package}, which is not installed. Install all it needs: pip install 'burnish[optimize]'")
+    mlflow.check()
     out = Path(out)
     output.check(out)
     job = job if isinstance(job, Job) else Job.read(job)
+    placement.check(job)
     trials = space(job.search, job.accuracy)
     model = load_model(job.model.load, job.base)
     subject = Subject(job, out / "work", model)
@@ -85,7 +90,7 @@ def optimize(
             raise JobError(f"{out} holds a search that was stopped. Go on with --resume, or delete that directory")
     subject.work.mkdir(parents=True, exist_ok=True)
     with Journal.open(out / journal.NAME, marks) as kept:
-        search = _Search(subject, kept, trials, progress or (lambda _: None), began)
+        search = Search(subject, kept, trials, progress or (lambda _: None), began)
         try:
             return search.run(out)
         finally:
@@ -94,15 +99,17 @@ def optimize(
                 output.discard(out)
 
 
-class _Search:
+class Search:
     """One run over one journal."""
 
-    def __init__(self, subject: Subject, kept: Journal, space: tuple[Trial, ...], tell: Callable[[Progress], object], began: float) -> None:
+    def __init__(self, subject: Subject, kept: Lines, space: tuple[Trial, ...], tell: Callable[[Progress], object], began: float) -> None:
         self.subject, self.job, self.journal, self.space, self.tell = subject, subject.job, kept, space, tell
         self.budget = self.job.search.budget_minutes * 60
         self.effort = Effort.within(self.budget)
         self.began = began - kept.seconds
         self.lines_before = len(kept.lines)
+        self.command = ["burnish", "optimize", self.job.path, "--out", str(subject.work.parent)]
+        self.extra: dict[str, Any] = {}  # of report.json
 
     @property
     def seconds(self) -> float:
@@ -113,46 +120,66 @@ class _Search:
         self._baseline()
         for trial in self.space:
             self._try(trial)
+        while (another := refined(self.trials(), self.job.accuracy)) is not None and self._try(another):
+            pass
         if not decide.feasible(self.trials()):
             more = on_more_cores(self.trials(), Host.here().cores)
-            self.space += more
             for trial in more:
                 self._try(trial)
-        finalists = self._load()
+        finalists = self._load(self._wanted)
         return self._chosen(out, decide.cheapest(finalists, self.job)) if finalists else self._nothing(out)
 
     def _baseline(self) -> None:
-        self.tell(Progress(0.0, "capture, and score the validation rows with the model as it came"))
+        self._say(0.0, "capture, and score the validation rows with the model as it came")
         for name, step in (("build", steps.build), ("quality", steps.original), ("latency", steps.isolated)):
             line = self._step(name, BASELINE, step)
             if name == "quality" and line.rejected is not None:
                 raise JobError(f"the validation rows cannot tell even the original from itself: {line.rejected}")
 
-    def _try(self, trial: Trial) -> None:
+    def _try(self, trial: Trial) -> bool:
+        """Whether there was time to try it."""
+        if trial not in self.space:
+            self.space += (trial,)
         before = len(self.journal.lines)
-        for i, (name, step) in enumerate(steps.STEPS):
+        for i, (name, step) in enumerate((*steps.STEPS[:-1], ("worth", self._worth), steps.STEPS[-1])):
             if self.journal.find(name, trial.id) is None:
-                if i == 0 and self._too_late():
-                    return
-                self.tell(Progress(self._done(trial, i), f"{decide.named(trial)}: {name}"))
+                if i == 0 and self._too_late(trial):
+                    return False
+                self._say(self._done(trial, i), f"{decide.named(trial)}: {name}")
                 self.subject.trained = functools.partial(self._trained, self._done(trial, i), decide.named(trial))
             if self._step(name, trial, step).rejected is not None:
                 break
         if len(self.journal.lines) > before:
-            self.tell(Progress(self._done(trial, len(steps.STEPS)), "", self._state(trial)))
+            self._say(self._done(trial, len(steps.STEPS)), "", self._state(trial))
+        return True
+
+    def _worth(self, subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
+        """Turn down a trial that can be neither chosen nor compared with, before all validation rows are scored for it."""
+        better = decide.better(self._state(trial), self.trials())
+        if better is not None:
+            raise TurnedDown(better)
+        return {}
 
     def _trained(self, done: float, trial: str, found: TrainingProgress) -> None:
         lost = f"held-out loss {found.held_out:.3g}, {found.start:.3g} before"
-        self.tell(Progress(done, f"{trial}: {found.name}, step {found.step:,} of {found.steps:,}, {lost}"))
+        self._say(done, f"{trial}: {found.name}, step {found.step:,} of {found.steps:,}, {lost}")
 
-    def _load(self) -> list[Trial]:
-        """The feasible trials that were loaded and kept the objective: the fastest, the best peers, and the baseline beside them."""
+    def _say(self, done: float, text: str, trial: Trial | None = None) -> None:
+        """Tell what is done, and how long the rest will take by what was measured so far: no longer than the budget allows."""
+        waiting = [t for t in self.space if self.journal.find("build", t.id) is None]
+        need = sum(self._expected(t) for t in waiting) + self._last
+        self.tell(Progress(done, text, trial, min(need, max(self.budget - self.seconds, 0.0))))
+
+    def _wanted(self, passed: list[Trial]) -> list[Trial]:
+        """Of those that passed, those to be loaded: the fastest, the best peers, and the baseline beside them."""
+        baseline = [t for t in passed if t.id == BASELINE.id]
+        return passed[: decide.FINALISTS] + decide.peers(passed)[: decide.PEERS] + baseline
+
+    def _load(self, wanted: Callable[[list[Trial]], list[Trial]]) -> list[Trial]:
+        """The wanted ones of the feasible trials that were loaded and kept the objective; where one did not, the next one is wanted."""
         while True:
-            states = self.trials()
-            passed = decide.feasible(states)
-            wanted = passed[: decide.FINALISTS] + decide.peers(passed)[: decide.PEERS]
-            wanted += [t for t in passed if t.id == BASELINE.id]
-            new = [t for t in wanted if self.journal.find("load", t.id) is None]
+            passed = decide.feasible(self.trials())
+            new = [t for t in wanted(passed) if self.journal.find("load", t.id) is None]
             if not new:
                 return [t for t in passed if t.measured.load]
             # what trials took beyond their share comes out of the load tests, so that the budget is kept
@@ -161,7 +188,7 @@ class _Search:
             share = min(self.effort.load, left)
             for trial in new:
                 effort = self.effort.with_load(share * shares[trial.id])
-                self.tell(Progress(0.9, f"{decide.named(trial)}: the highest load that keeps p99 {self.job.objective.p99_ms:g} ms"))
+                self._say(0.9, f"{decide.named(trial)}: the highest load that keeps p99 {self.job.objective.p99_ms:g} ms")
                 self._step("load", trial, lambda subject, t, _, effort=effort: steps.highest_load(subject, t, effort))
 
     def _chosen(self, out: Path, chosen: Trial) -> Result:
@@ -169,7 +196,7 @@ class _Search:
         baseline = states[0]
         peers = decide.peers(decide.feasible(states))[: decide.PEERS]
         others = {t.id: t for t in (*peers, baseline) if t.id != chosen.id}
-        self.tell(Progress(0.95, "the chosen one, the baseline and the best other tools, side by side"))
+        self._say(0.95, "the chosen one, the baseline and the best other tools, side by side")
         name = f"compare {' '.join([chosen.id, *sorted(others)])}"
         compared = self._step(name, None, lambda *_: steps.side_by_side(self.subject, [chosen, *others.values()], self.effort)).result
         states = tuple(_with_latency(t, compared["latencies"].get(t.id)) for t in states)
@@ -178,7 +205,7 @@ class _Search:
         ratios = decide.ratios(chosen, peer, compared, baseline, self.job)
         needs = self._capacity(chosen, compared["service_us"])
         plan = Plan(chosen, decide.sentences(self.job, states, chosen, peer, ratios, needs), ratios, needs)
-        self.tell(Progress(0.98, "the artifact and the report"))
+        self._say(0.98, "the artifact and the report")
         artifact = self._keep(out / "artifact", chosen)
         grown = self._step(f"memory {chosen.id}", None, lambda *_: steps.resident(artifact.path)).result
         plan = msgspec.structs.replace(plan, chosen=_with_memory(chosen, grown))
@@ -193,18 +220,21 @@ class _Search:
         raise ObjectiveNotMet(sentence)
 
     def _capacity(self, chosen: Trial, service_us: list[float]) -> dict[str, Any]:
-        here = next((host for host in self.job.hosts if host.name == HERE), None)
-        objective = self.job.objective
+        here = next((host for host in self.job.hosts if host.name == self.subject.host), None)
+        objective, load = self.job.objective, chosen.measured.load or {}
         return capacity(
             service_us,
-            chosen.measured.load["qps"] if chosen.measured.load else None,
+            None if load.get("simulated") else load.get("qps"),
             objective.p99_ms,
             qps=objective.qps,
             p99_ms=objective.p99_ms,
-            candidates=objective.candidates,
+            candidates=self.job.candidates,
             threads=chosen.recipe.threads,
             cores=(here.cores if here else None) or Host.here().cores,
             price_per_hour=here.price_per_hour if here else None,
+            reserve=self.job.reserve,
+            missed_qps=load.get("missed_qps"),
+            calls=chosen.measured.latency_us["count"] if chosen.measured.latency_us else None,
         )
 
     def _keep(self, to: Path, chosen: Trial) -> Artifact:
@@ -228,9 +258,14 @@ class _Search:
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             done = self.journal.add(Line("decided", result={"created": now, "seconds": self.seconds, "budget": self.budget}))
         assert done is not None
-        report = summary(self.subject, states, plan, compared, sentence, done.result)
+        built = self.journal.find("build", BASELINE.id)
+        assert built is not None
+        report = summary(self.subject, states, plan, compared, sentence, done.result, built.result, self.command)
+        report |= self.extra
         if output.write_json(out / output.REPORT, report) or not (out / page.NAME).exists():
             page.write(report, out)
+        if not reused:
+            mlflow.track(report, out)
         for path in self.subject.work.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -257,6 +292,7 @@ class _Search:
                 latency_us=latency,
                 candidates_per_second_per_core=latency["candidates_per_second_per_core"] if latency else None,
                 load=found.get("load"),
+                decided=built.get("decided"),
             ),
             rejected=rejected,
             seconds=sum(line.seconds for line in lines),
@@ -303,17 +339,29 @@ class _Search:
     def _attempts(self) -> Path:
         return self.subject.work / "attempts"
 
-    def _too_late(self) -> bool:
-        """Whether another trial would not end within the budget, with what must follow it; or this budget was decided on already."""
+    def _too_late(self, trial: Trial) -> bool:
+        """Whether the trial would not end within the budget, with what must follow it; or this budget was decided on already."""
         decided = self.journal.find("decided")
         if decided is not None and decided.result["budget"] >= self.budget:
             return True
-        tried = [
-            sum(line.seconds for line in self.journal.lines if line.trial == t.id) for t in self.space if self.journal.find("build", t.id)
-        ]
-        each = statistics.median(tried) if tried else 0.0
-        last = (decide.FINALISTS + decide.PEERS + 2) * self.effort.load + (2 + decide.PEERS) * self.effort.compare
-        return self.seconds + each + last > self.budget
+        return self.seconds + self._expected(trial) + self._last > self.budget
+
+    @property
+    def _last(self) -> float:
+        """Seconds of the load tests and the comparison that follow the trials."""
+        return (decide.FINALISTS + decide.PEERS + 2) * self.effort.load + (2 + decide.PEERS) * self.effort.compare
+
+    def _expected(self, trial: Trial) -> float:
+        """Seconds that a trial will take: the median of those before it; one that shrinks the model, as long as the longest of those, or
+        a few times as long as calibrating for int8 took, where it is the first."""
+        spent = {t.id: sum(line.seconds for line in self.journal.lines if line.trial == t.id) for t in self.space}
+        tried = [t for t in self.space if spent[t.id]]
+        if not tried:
+            return 0.0
+        usual, alike = statistics.median(spent[t.id] for t in tried), [spent[t.id] for t in tried if shrinks(t.recipe)]
+        if not shrinks(trial.recipe):
+            return usual
+        return max(alike) if alike else SHRINKING * max(spent[t.id] for t in tried)
 
     def _done(self, trial: Trial, step: int) -> float:
         per_trial = 0.8 / len(self.space)

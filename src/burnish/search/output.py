@@ -16,6 +16,7 @@ import burnish
 from burnish.errors import JobError
 from burnish.host import Host
 from burnish.job import Job, Split
+from burnish.runtime.artifact import exchange
 from burnish.search import journal
 
 REPORT = "report.json"
@@ -43,8 +44,18 @@ def discard(out: Path) -> None:
         out.rmdir()
 
 
-def fingerprint(job: Job, model: Any) -> dict[str, str]:
-    """sha256 of each thing that measured results depend on. Prices, the load and the budget are not among them: they may change."""
+def put(new: Path, at: Path) -> None:
+    """`new` in the place of the directory `at`, which is never absent where the system can exchange two."""
+    if at.exists():
+        exchange(new, at)
+        shutil.rmtree(new)
+    else:
+        new.rename(at)
+
+
+def fingerprint(job: Job, model: Any, machine: str = "") -> dict[str, str]:
+    """sha256 of each thing that measured results depend on. Prices, the load and the budget are not among them: they may change.
+    `machine` names the machines that measure, where this one does not."""
     measured = msgspec.structs.replace(
         job,
         hosts=(),
@@ -56,10 +67,12 @@ def fingerprint(job: Job, model: Any) -> dict[str, str]:
     names: tuple[Split, ...] = ("validation", "calibration", "train")
     splits = {split: job.split_path(split) for split in names}
     return {
-        "the job": _sha(msgspec.json.encode(measured, order="deterministic")),
+        "the job": digest(msgspec.json.encode(measured, order="deterministic")),
         "the model": model_digest(job, model),
         **{f"the {split} rows": _file(path) for split, path in splits.items() if path is not None},
-        "the machine": _sha(msgspec.json.encode(msgspec.structs.replace(Host.here(), os="", memory_bytes=0))),
+        "the machine": digest(machine.encode())
+        if machine
+        else digest(msgspec.json.encode(msgspec.structs.replace(Host.here(), os="", memory_bytes=0))),
         "burnish": burnish.__version__,
     }
 
@@ -75,7 +88,7 @@ def model_digest(job: Job, model: Any) -> str:
         return total.hexdigest()
     import torch
 
-    sources = {job.base / job.model.load.rpartition(":")[0]}
+    sources = {job.base / f"{job.model.load.partition('.py:')[0]}.py"}
     for module in {type(part).__module__ for part in model.modules()}:
         source = getattr(sys.modules.get(module), "__file__", None)
         if source and "site-packages" not in source:
@@ -113,7 +126,8 @@ def read_report(out: Path) -> dict[str, Any]:
         raise JobError(f"cannot read {path}: {error}") from None
 
 
-def _sha(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """sha256, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 

@@ -20,6 +20,10 @@ from burnish.search.trial import Trial
 BASELINE = Trial("eager-original", Recipe(backend="eager", name="original"))
 
 SECOND_WAVE = 3
+REFINEMENTS = 2  # of one recipe, after its first trial
+AIM, CLOSE = 0.85, 0.7  # of the allowed loss at the interval's bad end: what is aimed at, and what is near enough
+FARTHEST = 3.0  # times more or less in one step
+WORTH = 1.2  # times more loss expected; less would save nothing that is measured
 SPENT = 0.6  # of the allowed loss is what pruning may expect to cost
 QUANTIZED = 0.2  # and int8; the rest is for the interval's width
 RECOVERED = 0.8  # of what pruning costs is what training may be expected to take back (docs/training.md)
@@ -80,6 +84,59 @@ def _spending(recipe: Recipe, max_drop: float) -> Recipe:
         return step
 
     return msgspec.structs.replace(recipe, steps=tuple(map(spending, recipe.steps)))
+
+
+def shrinks(recipe: Recipe) -> bool:
+    """Whether the recipe makes the model smaller by an expected loss, which takes longest to work out."""
+    return any(
+        (isinstance(step, Prune) and step.widths == "auto") or (isinstance(step, LowRank) and step.ranks == "auto") for step in recipe.steps
+    )
+
+
+def refined(trials: Sequence[Trial], rule: Accuracy) -> Trial | None:
+    """Another trial of the recipe that shrinks the model most cheaply, with its expected loss scaled so that the gate is just met.
+
+    What is lost grows with what is expected, so the measured loss says by how much: a regula falsi on the interval's bad end. It ends where
+    a trial passed with less than 1 - CLOSE of the allowed loss to spare, or after REFINEMENTS.
+    """
+    tried: dict[str, list[tuple[float, float, Trial]]] = {}
+    for trial in trials:
+        worst = _worst(trial, rule)
+        if shrinks(trial.recipe) and not trial.recipe.trains and worst is not None:
+            name, _, by = trial.id.partition("-by-")
+            tried.setdefault(name, []).append((float(by or 1.0), worst / rule.max_drop, trial))
+    for name, found in tried.items():
+        passed = [(scale, used) for scale, used, trial in found if trial.rejected is None]
+        failed = [(scale, used) for scale, used, trial in found if trial.rejected is not None]
+        low, high = max(passed, default=None), min(failed, default=None)
+        if len(found) > REFINEMENTS or (low and low[1] > CLOSE):
+            continue
+        at, used = low or high or (1.0, 1.0)
+        wanted = at * min(max(AIM / max(used, 1e-9), 1 / FARTHEST), FARTHEST)
+        if low and high:
+            wanted = min(wanted, (low[0] * high[0]) ** 0.5)
+        if low and wanted < low[0] * WORTH:
+            continue
+        first = found[0][2]
+        scale = float(f"{wanted:.2g}")
+        if any(scale == each[0] for each in found):
+            continue
+        steps = tuple(
+            msgspec.structs.replace(s, loss=s.loss * scale / found[0][0]) if isinstance(s, Prune | LowRank) else s
+            for s in first.recipe.steps
+        )
+        recipe_ = msgspec.structs.replace(first.recipe, steps=steps, name=f"{first.recipe.name} by {scale:g}")
+        return Trial(f"{name}-by-{scale:g}", recipe_)
+    return None
+
+
+def _worst(trial: Trial, rule: Accuracy) -> float | None:
+    """The loss at the bad end of the interval, on all validation rows; None where the gate was not reached."""
+    quality = trial.measured.quality
+    reached = trial.rejected is None or trial.rejected.stage in ("screen", "quality")
+    if quality is None or not reached or rule.max_drop <= 0:
+        return None
+    return float(quality["verdict"]["worst"])
 
 
 def on_more_cores(trials: Sequence[Trial], cores: int) -> tuple[Trial, ...]:

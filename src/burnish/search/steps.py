@@ -12,15 +12,21 @@ import msgspec
 import numpy as np
 
 from burnish.errors import MeasureError
+from burnish.host import Host
 from burnish.measure import latency, load, memory, queueing
 from burnish.measure.quality import compare, gate
+from burnish.place.work import work
+from burnish.recipe import Embeddings, FactorRequest, Interactions, Tidy
 from burnish.runtime.artifact import difference
 from burnish.runtime.scorer import Scorer
+from burnish.search.architecture import architecture
 from burnish.search.space import BASELINE
 from burnish.search.subject import Subject
 from burnish.search.trial import Trial
+from burnish.trace import Trace
 
 SCREEN_ROWS = 20_000  # enough to see the loss of a bad recipe, and scored in a second
+GROWING = 5  # times as many rows before the gate looks again
 PARITY_CALLS = 4
 LEAST_LOAD = 1.5  # seconds
 SERVICE_POINTS = 200  # quantiles kept of the service times, from which capacity is simulated
@@ -53,10 +59,14 @@ class Effort(msgspec.Struct, frozen=True):
 
 
 def build(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
-    """Apply the recipe and build; `compile` has held the engine against the interpreter when this returns."""
+    """Apply the recipe and build; `compile` has held the engine against the interpreter when this returns. `decided` is the recipe with
+    what the calibration rows decided (burnish.decided); of the model as it came, `architecture`."""
     artifact = subject.artifact(trial.id, trial.recipe)
     program = artifact.manifest.programs[0]
-    return {"weight_bytes": program.weight_bytes, "arena_bytes": program.arena_bytes, "target": program.target}
+    found = {"weight_bytes": program.weight_bytes, "arena_bytes": program.arena_bytes, "target": program.target}
+    if trial.id == BASELINE.id:
+        return found | {"architecture": architecture(subject.graph), "work": msgspec.to_builtins(work(subject.graph))}
+    return found | {"decided": artifact.manifest.recipe}
 
 
 def screen(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
@@ -85,7 +95,7 @@ def isolated(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
     result = latencies(ours, trial.recipe.threads) | {"speedup": latency.faster(ours, found[BASELINE.id]).value}
     if ours.percentile(99) > allowed:
         raise TurnedDown(
-            f"p99 of one call alone is {ours.percentile(99) / 1000:.3g} ms at {subject.job.objective.candidates} candidates; "
+            f"p99 of one call alone is {ours.percentile(99) / 1000:.3g} ms at {subject.job.candidates} candidates; "
             f"{allowed / 1000:.3g} ms are allowed",
             result,
         )
@@ -93,9 +103,15 @@ def isolated(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
 
 
 def quality(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
-    """The gate on all validation rows, scored by the built artifact."""
-    with _opened(subject, trial) as scorer:
-        scores = subject.score(scorer, len(subject.rows))
+    """The gate on all validation rows, scored by the built artifact; on GROWING times as many each time, so that what is plainly worse is
+    turned down before all are scored. Nothing is accepted before."""
+    with _all_cores(subject, trial) as scorer:
+        scores, n = np.zeros(0, np.float32), SCREEN_ROWS * GROWING
+        while n * 2 <= len(subject.rows):
+            scores = np.concatenate([scores, subject.score(scorer, n, start=len(scores))])
+            _judged(subject, scores, whole=False)
+            n *= GROWING
+        scores = np.concatenate([scores, subject.score(scorer, len(subject.rows), start=len(scores))])
     return _judged(subject, scores, whole=True)
 
 
@@ -120,6 +136,7 @@ def highest_load(subject: Subject, trial: Trial, effort: Effort) -> dict[str, An
             seconds=effort.load / 12,
             confirm_seconds=effort.load / 4,
             budget_seconds=effort.load,
+            trace=subject.trace,
         )
         run = found.confirmed
         if run is None:
@@ -128,20 +145,21 @@ def highest_load(subject: Subject, trial: Trial, effort: Effort) -> dict[str, An
             alone = latency.quieted(
                 latency.measure({trial.id: scorer}, subject.traffic, effort.load / 4, rounds=1, threads=trial.recipe.threads)
             )
-            return _simulated(np.asarray(alone[trial.id].us), p99_us, found.sentence)
+            return _simulated(np.asarray(alone[trial.id].us), p99_us, found.sentence, subject.trace)
     kept = ("p50_us", "p99_us", "queries", "valid", "early_stopping", "late_p99_us", "harness_us", "utilization", "checked")
     return {
         "qps": found.qps,
         **{name: getattr(run, name) for name in kept},
         "simulated": False,
+        "missed_qps": found.below_qps if np.isfinite(found.below_qps) else None,
         "curve": sorted([tried.qps, tried.p99_us] for tried in found.tried if tried.cause != "overloaded"),
         "sentence": found.sentence,
     }
 
 
-def _simulated(service_us: np.ndarray, p99_us: float, why: str) -> dict[str, Any]:
+def _simulated(service_us: np.ndarray, p99_us: float, why: str, trace: Trace | None) -> dict[str, Any]:
     """The highest load of a queue with these service times."""
-    qps = queueing.highest_load(service_us, p99_us)
+    qps = queueing.highest_load(service_us, p99_us, trace=trace)
     if not qps:
         raise TurnedDown(why)
     found = queueing.simulate(service_us, qps)
@@ -203,6 +221,13 @@ def latencies(found: latency.Latencies, threads: int) -> dict[str, Any]:
 
 
 @contextmanager
+def _all_cores(subject: Subject, trial: Trial) -> Iterator[Scorer]:
+    """The trial's scorer on all cores: for scores, which do not depend on that, and not for times."""
+    with Scorer(subject.artifact(trial.id, trial.recipe), Host.here().cores) as scorer:
+        yield scorer
+
+
+@contextmanager
 def _opened(subject: Subject, trial: Trial) -> Iterator[Scorer]:
     """The trial's scorer, closed afterwards: engines of other trials do not stay in memory, the baseline's does."""
     if trial.id == BASELINE.id:
@@ -223,13 +248,37 @@ def _judged(subject: Subject, scores: np.ndarray, whole: bool) -> dict[str, Any]
         requests=None if rows.requests is None else rows.requests[:n],
         slices=subject.slices if whole else None,
         confidence=rule.confidence,
+        k=rule.k,
     )
     verdict = gate(found, rule.metric, rule.max_drop, rule.drop_type)
     result = msgspec.to_builtins(found) | {"verdict": msgspec.to_builtins(verdict)}
     if verdict.outcome == "rejected" or (whole and verdict.outcome != "accepted"):
         raise TurnedDown(verdict.sentence, result)
     return result
-        k=rule.k,
+
+
+def broken(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
+    """The gate after each step of a recipe that is not exact: `steps`, with the change of the metric and its interval; `sentence` names
+    the first after which the gate fails."""
+    rule, steps, found = subject.job.accuracy, trial.recipe.steps, []
+    tail = tuple(step for step in steps if isinstance(step, FactorRequest))
+    for i, step in enumerate(steps):
+        if isinstance(step, Tidy | Embeddings | Interactions | FactorRequest):
+            continue
+        part = msgspec.structs.replace(trial.recipe, steps=(*steps[: i + 1], *tail))
+        with Scorer(subject.artifact(f"{trial.id}-to-{i}", part), part.threads) as scorer:
+            scores = subject.score(scorer, len(subject.rows))
+        try:
+            judged = _judged(subject, scores, whole=False)
+        except TurnedDown as turned_down:
+            judged = turned_down.found
+        said = judged["verdict"]
+        found.append({"step": type(step).__name__, "outcome": said["outcome"], "sentence": said["sentence"]})
+        if said["outcome"] != "accepted":
+            break
+    last = found[-1]
+    before = f"; after {found[-2]['step']}, {found[-2]['sentence']}" if len(found) > 1 else ""
+    return {"steps": found, "sentence": f"step {last['step']} broke it: {last['sentence']}{before}", "metric": rule.metric}
 
 
 def resident(artifact: Path) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
 from burnish.errors import JobError
-from burnish.job import Job
+from burnish.host import Host
+from burnish.job import HERE, Job
 from burnish.measure.gate import LEAST
 from burnish.measure.quality import PER_REQUEST
 from burnish.measure.traffic import Traffic
@@ -26,23 +26,26 @@ from burnish.train import Progress as TrainingProgress
 from burnish.train import Training
 
 if TYPE_CHECKING:
+    from burnish.decided import Kept
     from burnish.graph.node import Graph
-    from burnish.recipe import Recipe, Step
+    from burnish.recipe import Recipe
+    from burnish.trace import Trace
 
 CALIBRATION_ROWS = 20_000
 TRAIN_ROWS = 200_000  # more take longer than they gain: the demo's DCN-v2 trains 1,500 rows a second on one core
-TRAFFIC_CALLS = 256
 KNOWN_ROWS = 1_000_000  # in which the ids of the validation rows are looked for
+TRAFFIC_CALLS = 256
 CHUNK = 8192  # rows scored at once where only the scores matter, not the time
 
 
 class Subject:
-    """One job as the search sees it. `work` is where artifacts and scores lie until the decision."""
+    """One job as the search sees it. `work` is where artifacts and scores lie until the decision; `host` the name that the job gives to the
+    machine that measures."""
 
-    def __init__(self, job: Job, work: Path, model: Any) -> None:
-        self.job, self.work, self.model = job, work, model
+    def __init__(self, job: Job, work: Path, model: Any, host: str = HERE) -> None:
+        self.job, self.work, self.model, self.host = job, work, model, host
         self.trained: Callable[[TrainingProgress], object] = lambda _: None  # told how a training goes
-        self._calibrated: dict[tuple[Step, ...], tuple[Graph, Recipe]] = {}
+        self._calibrated: Kept = {}
 
     @cached_property
     def graph(self) -> Graph:
@@ -99,7 +102,6 @@ class Subject:
         return rows.take(np.argsort(shuffled[rows.requests], kind="stable"))
 
     @cached_property
-    @cached_property
     def slices(self) -> dict[str, np.ndarray]:
         """The job's slices, and those of cold and rare ids, as far as the job names rows to tell them by."""
         path = self.job.split_path("train") or self.job.split_path("calibration")
@@ -112,6 +114,7 @@ class Subject:
         ids = id_columns(inputs, columns, self.rows.table)
         return self.rows.slices | rarity(ids, path.name, id_columns(inputs, columns, known.table))
 
+    @cached_property
     def calibration(self) -> dict[str, np.ndarray] | None:
         """Rows that quantization may look at, never those it is judged on; None when the job names none."""
         if self.job.split_path("calibration") is None:
@@ -129,8 +132,15 @@ class Subject:
     @cached_property
     def traffic(self) -> Traffic:
         """Calls of the objective's size, made of validation rows."""
-        objective, rows = self.job.objective, self.rows
-        return Traffic.from_rows(self.job.signature, rows.table, rows.requests, objective.candidates, TRAFFIC_CALLS, self.job.search.seed)
+        job, rows = self.job, self.rows
+        given = job.objective.candidates
+        counts: Any = given if isinstance(given, int) else self.trace.counts  # type: ignore[union-attr]  # a column's name needs a trace
+        return Traffic.from_rows(job.signature, rows.table, rows.requests, counts, TRAFFIC_CALLS, job.search.seed)
+
+    @cached_property
+    def trace(self) -> Trace | None:
+        """Requests as they came, where the job names them."""
+        return self.job.trace
 
     @cached_property
     def original(self) -> np.ndarray:
@@ -138,7 +148,11 @@ class Subject:
         kept = self.work / "original.npy"
         if kept.exists():
             return np.load(kept)
-        found = self.score(self.baseline, len(self.rows))
+        from burnish.search.space import BASELINE
+
+        with Scorer(self.artifact(BASELINE.id, BASELINE.recipe), Host.here().cores) as scorer:
+            found = self.score(scorer, len(self.rows))
+        self.close()  # torch's number of threads is the whole process's: the baseline is opened anew
         part = self.work / ".original.part.npy"
         np.save(part, found)
         os.replace(part, kept)
@@ -165,13 +179,7 @@ class Subject:
         What follows (narrow tables, which are large) is done again for each."""
         from burnish.decided import decide
 
-        kept = max((i + 1 for i, step in enumerate(recipe.steps) if step.needs_rows or step.trains), default=0)
-        first, rest = recipe.steps[:kept], recipe.steps[kept:]
-        if first and first not in self._calibrated:
-            self._calibrated[first] = decide(graph, msgspec.structs.replace(recipe, steps=first), calibration, self.training)
-        changed, begun = self._calibrated[first] if first else (graph, msgspec.structs.replace(recipe, steps=()))
-        changed, ended = decide(changed, msgspec.structs.replace(recipe, steps=rest), calibration)
-        return changed, msgspec.structs.replace(recipe, steps=begun.steps + ended.steps)
+        return decide(graph, recipe, calibration, self.training, self._calibrated)
 
     def score(self, scorer: Scorer, rows: int, start: int = 0) -> np.ndarray:
         """Scores of the validation rows from `start` to `rows`, of the output that the label judges."""
@@ -199,7 +207,7 @@ class Subject:
     def close(self) -> None:
         """Release the baseline's engine, if it was opened."""
         if "baseline" in self.__dict__:
-            self.baseline.close()
+            self.__dict__.pop("baseline").close()
 
 
 def check_labels(job: Job, rows: Rows) -> None:

@@ -10,7 +10,8 @@ import msgspec
 
 import burnish
 from burnish.host import Host, versions
-from burnish.job import HERE, Job
+from burnish.job import Job
+from burnish.place.plan import placement
 from burnish.recipe import describe
 from burnish.search.space import BASELINE
 from burnish.search.subject import Subject
@@ -20,14 +21,22 @@ SCHEMA = 1
 
 
 def summary(
-    subject: Subject, trials: tuple[Trial, ...], plan: Plan | None, compared: dict[str, Any], sentence: str, done: dict[str, Any]
+    subject: Subject,
+    trials: tuple[Trial, ...],
+    plan: Plan | None,
+    compared: dict[str, Any],
+    sentence: str,
+    done: dict[str, Any],
+    built: dict[str, Any],
+    command: list[str],
 ) -> dict[str, Any]:
-    """The content of report.json. Without a plan, `sentence` says why nothing was chosen."""
+    """The content of report.json. Without a plan, `sentence` says why nothing was chosen. `built`: what building the model as it came
+    found of it."""
     job, chosen = subject.job, plan.chosen if plan else None
     rows = [trial_row(trial, chosen) for trial in trials]
     baseline = next(row for row in rows if row["id"] == BASELINE.id)
     calibration = job.split_path("calibration")
-    return {
+    told = {
         "schema": SCHEMA,
         "title": job.title,
         "decision": {
@@ -53,13 +62,18 @@ def summary(
         "host": msgspec.to_builtins(Host.here()),
         "versions": {"burnish": burnish.__version__}
         | versions("torch", "onnxruntime", "openvino", "numpy", "mlcommons-loadgen", "ziglang"),
-        "notes": _notes(job, chosen),
+        "notes": _notes(job, chosen, subject.host),
         "job": job.path,
-        "command": shlex.join(["burnish", "optimize", job.path, "--out", str(subject.work.parent)]),
+        "model": {"load": job.source, **built["architecture"]},
+        "work": built["work"],
+        "placement_rules": msgspec.to_builtins(job.placement),
+        "measured_on": subject.host,
+        "command": shlex.join(command),
         "python": sys.version.split()[0],
         "seconds": done["seconds"],
         "created": done["created"],
     }
+    return told | (placement(told) if plan else {"placement": [], "placement_verdict": None})
 
 
 def trial_row(trial: Trial, chosen: Trial | None) -> dict[str, Any]:
@@ -90,6 +104,7 @@ def trial_row(trial: Trial, chosen: Trial | None) -> dict[str, Any]:
         "weight_bytes": measured.weight_bytes,
         "arena_bytes": measured.arena_bytes,
         "resident_bytes": measured.resident_bytes,
+        "decided": measured.decided,
         "load": measured.load,
         "seconds": trial.seconds,
     }
@@ -102,16 +117,16 @@ def _quality(found: dict[str, Any] | None) -> dict[str, Any] | None:
     return found["metrics"] | {key: found[key] for key in ("rows", "positives", "requests", "confidence", "slices", "notes")}
 
 
-def _notes(job: Job, chosen: Trial | None) -> list[str]:
+def _notes(job: Job, chosen: Trial | None, here: str) -> list[str]:
     """What a reader must know beside the decision: figures that are estimates, and what was asked for and not measured."""
     notes = []
     if chosen and chosen.measured.latency_us and chosen.measured.latency_us["note"]:
         notes.append(chosen.measured.latency_us["note"])
     if chosen and chosen.measured.load and chosen.measured.load["simulated"]:
         notes.append(chosen.measured.load["sentence"])
-    others = [host.name for host in job.hosts if host.name != HERE]
+    others = [host.name for host in job.hosts if host.name != here and host.measured is None]
     if others:
-        notes.append(f"{', '.join(others)}: not measured, so not compared; only {HERE!r} has capacity and price here")
-    if not any(host.name == HERE for host in job.hosts):
-        notes.append(f"no price: give [[hosts]] with name = {HERE!r} and price_per_hour")
+        notes.append(f"{', '.join(others)}: not measured; what the placement says of it is an estimate")
+    if not any(host.name == here for host in job.hosts):
+        notes.append(f"no price: give [[hosts]] with name = {here!r} and price_per_hour")
     return [f"{note[0].upper()}{note[1:].rstrip('.')}." for note in notes]
