@@ -1,6 +1,4 @@
-"""A ranker of one's own, from a trained model to a decision: python examples/own_model/optimize.py OUT
-Its rows are drawn at random, labels from its own scores: put yours in their place.
-"""
+"""A model of one's own, from trained to decided: python examples/own_model/optimize.py OUT. The rows are drawn at random: put yours here."""
 
 import sys
 from pathlib import Path
@@ -47,16 +45,14 @@ def rows(n, seed):
     table = {"user": rng.integers(0, USERS, n), "item": rng.integers(0, ITEMS, n)}
     dense = rng.random((n, 2), np.float32)
     with torch.no_grad():
-        scores = load()(*map(torch.from_numpy, (table["user"], table["item"], dense))).numpy()
-    labels = (rng.random(n) < scores).astype(np.int8)
+        labels = torch.bernoulli(load()(*map(torch.from_numpy, (table["user"], table["item"], dense)))).numpy()
     return pl.DataFrame(table | {"price": dense[:, 0], "age": dense[:, 1], "clicked": labels})
 
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
-    (out / "optimize.py").write_text(Path(__file__).read_text())
-    (out / "job.toml").write_text(JOB)
+    (out / "job.toml").write_text(JOB.replace("optimize.py", str(Path(__file__).resolve())))
     rows(4096, 1).write_parquet(out / "calibration.parquet")
     rows(60_000, 2).write_parquet(out / "validation.parquet")
     result = burnish.optimize(out / "job.toml", out / "out")
