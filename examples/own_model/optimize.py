@@ -1,4 +1,4 @@
-"""A model of one's own, from trained to decided: python examples/own_model/optimize.py OUT. The rows are drawn at random: put yours here."""
+"""A model of one's own, from trained to decided: python examples/own_model/optimize.py OUT. Its rows are random: put yours here."""
 
 import sys
 from pathlib import Path
