@@ -350,3 +350,24 @@ def test_int4_weights_are_minus_7_to_7_and_searching_their_range_pays():
     assert lost[1] < 0.95 * lost[0]
     (better,) = ptq.choose(graph, {"x": x}, weight_bits=4)
     assert np.abs(better.q).max() <= 7 and better.error <= choice.error
+
+
+def test_bias_correction_hears_a_rectified_neuron_only_where_it_is_on():
+    """Rows of which most switch the neurons off, by a wide channel: the error they have there is large, and nobody reads it."""
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(4000, 16)).astype(np.float32)
+    rows[:, 0] = np.where(random.random(4000) < 0.9, 8, 0)
+    w = random.normal(0, 0.3, (32, 16)).astype(np.float32)
+    w[:, 0] = -1 - random.random(32) * 0.2
+    x = Input("x", "float32", (16,))
+    hidden = Node(Op.LINEAR, (input_node(x), weight("w", w), weight("b", np.zeros(32, np.float32))))
+    graph = Graph([x], {"y": Node(Op.RELU, (hidden,))})
+    options = {**CHOICE, "weight_bits": 4}
+    exact = interpret(graph, {"x": rows})["y"]
+
+    def error(bias_correction: bool) -> float:
+        choices = ptq.choose(graph, {"x": rows}, **options | {"bias_correction": bias_correction})
+        assert choices[0].linear.rectified
+        return float(np.mean((interpret(ptq.quantized(graph, choices), {"x": rows})["y"] - exact) ** 2))
+
+    assert error(True) < error(False)

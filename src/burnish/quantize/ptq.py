@@ -42,11 +42,12 @@ SHARING_COSTS = 1.1  # linears that read the same value share its quantization u
 
 @dataclass(frozen=True)
 class Linear:
-    """A LINEAR of the graph that is to be int8. `name` is that of its weight, made unique."""
+    """A LINEAR of the graph that is to be int8. `name` is that of its weight, made unique; `rectified`: nothing but RELUs read it."""
 
     node: Node
     name: str
     weight: np.ndarray = field(repr=False)  # (N, K) float32
+    rectified: bool = False
 
     @property
     def value(self) -> Node:
@@ -74,7 +75,8 @@ class Scheme:
 class Choice:
     """What was decided for one linear: w / multiplier is q * scale, and bias_shift is added to the bias.
 
-    `rounding` is "nearest" or "compensated". `error` is the mean squared error of its output on calibration rows over its variance.
+    `rounding` is "nearest" or "compensated". `error` is the mean squared error of its output on calibration rows over its variance, behind
+    the RELU where there is one: what a neuron that is off gets wrong harms nothing, and correcting it may harm.
     """
 
     linear: Linear
@@ -134,6 +136,7 @@ def linears(graph: Graph, narrowest: int = 8, skip: Sequence[str] = ()) -> list[
     RecipeError for a name in `skip` that no linear has.
     """
     found: dict[str, Linear] = {}
+    users, outputs = graph.users(), {node for _, node in graph.outputs}
     for node in graph.order:
         if node.op is not Op.LINEAR or node.side == "constant" or node["compute"] != "float32" or node.inputs[0].dtype != "float32":
             continue
@@ -143,7 +146,9 @@ def linears(graph: Graph, narrowest: int = 8, skip: Sequence[str] = ()) -> list[
         while name in found:
             n += 1
             name = f"{base}~{n}"
-        found[name] = Linear(node, name, constant(held))
+        whole = len(node.inputs) == 3 and node not in outputs  # no init that is still to be added
+        rectified = whole and bool(users[node]) and all(user.op is Op.RELU for user in users[node])
+        found[name] = Linear(node, name, constant(held), rectified)
     for name in skip:
         if name not in found:
             raise RecipeError(f"Int8 is to skip {name!r}, and no linear has a weight of that name; there are {', '.join(found) or 'none'}")
@@ -265,7 +270,7 @@ def _best(
     Ties go to what is safe on values never seen: the range that does not clip, the least migration.
     """
     x = _trial_vectors(observer, group)
-    exact = [x @ one.weight.T for one in group]
+    exact = [x @ one.weight.T + constant(one.node.inputs[2]) for one in group]
 
     def trial(scheme: Scheme, second: Second | None) -> list[Choice]:
         q = affine.quantize(x, scheme.multiplier, scheme.zero_point)
@@ -295,16 +300,23 @@ def _error(choices: list[Choice]) -> float:
 def _choice(
     one: Linear, scheme: Scheme, second: Second | None, q: np.ndarray, exact: np.ndarray, bias_correction: bool, limit: int
 ) -> Choice:
-    """`one` under the scheme, judged on its quantized input q (vectors, K) against its exact output without bias (vectors, N)."""
+    """`one` under the scheme, judged on its quantized input q (vectors, K) against its exact output (vectors, N)."""
     stretched = (one.weight / scheme.multiplier.astype(np.float64)).astype(np.float32)
     w, scale = affine.quantize_rows(stretched, limit, None if limit == affine.S8_MAX else _narrower(stretched, limit))
     if second is not None:
         w = compensated(one.weight, scale, scheme.multiplier, second, limit)
     check_sums(one.name, w, scheme.zero_point)
-    lost = exact - affine.rescale(affine.dot(q, w, scheme.zero_point), scale, np.zeros(len(w), np.float32))
-    shift, left = _bias_shift(lost) if bias_correction else (np.zeros(len(w), np.float32), float(np.mean(lost**2)))
-    variance = float(np.mean((exact - exact.mean(axis=0)) ** 2)) or 1.0
+    got = affine.rescale(affine.dot(q, w, scheme.zero_point), scale, constant(one.node.inputs[2]).astype(np.float32))
+    shift = _bias_shift(exact, got, one.rectified) if bias_correction else np.zeros(len(w), np.float32)
+    read = _read(exact, one.rectified)
+    left = float(np.mean((read - _read(got + shift, one.rectified)) ** 2))
+    variance = float(np.mean((read - read.mean(axis=0)) ** 2)) or 1.0
     return Choice(one, scheme, "nearest" if second is None else "compensated", left / variance, w, scale, shift)
+
+
+def _read(y: np.ndarray, rectified: bool) -> np.ndarray:
+    """What is read of an output."""
+    return np.maximum(y, 0) if rectified else y
 
 
 def _narrower(weight: np.ndarray, limit: int) -> np.ndarray:
@@ -334,17 +346,21 @@ def _trial_vectors(observer: Observer, group: list[Linear]) -> np.ndarray:
     return sample[:: -(-len(sample) // most)]
 
 
-def _bias_shift(lost: np.ndarray) -> tuple[np.ndarray, float]:
-    """(vectors, N) exact minus quantized output -> what to add to the bias (N,), and the mean squared error that remains.
+def _bias_shift(exact: np.ndarray, got: np.ndarray, rectified: bool) -> np.ndarray:
+    """Exact and quantized output (vectors, N) -> what to add to the bias (N,): the mean error of each output, where it is heard.
 
-    The mean over one half of the vectors must lessen the error on the other half, else nothing is added.
+    That over one half of the vectors must lessen the error that is read on the other half, else nothing is added to that output.
     """
-    fit, judge = lost[0::2], lost[1::2]
-    plain = float(np.mean(lost**2))
-    if len(judge) and float(np.mean((judge - fit.mean(axis=0)) ** 2)) < float(np.mean(judge**2)):
-        shift = lost.mean(axis=0)
-        return shift.astype(np.float32), float(np.mean((lost - shift) ** 2))
-    return np.zeros(lost.shape[1], np.float32), plain
+    heard = (exact > 0) | (got > 0) if rectified else np.ones(exact.shape, bool)
+    lost = np.where(heard, exact - got, 0)
+
+    def mean(part: slice) -> np.ndarray:
+        return lost[part].sum(axis=0) / np.maximum(heard[part].sum(axis=0), 1)
+
+    judge = slice(1, None, 2)
+    read, before, after = (_read(y, rectified) for y in (exact[judge], got[judge], got[judge] + mean(slice(0, None, 2))))
+    better = ((read - after) ** 2).sum(axis=0) < ((read - before) ** 2).sum(axis=0)
+    return np.where(better, mean(slice(None)), 0).astype(np.float32)
 
 
 def _schemes(observer: Observer, group: list[Linear], kinds: Sequence[str], degree: float, symmetric: bool) -> Iterator[Scheme]:
