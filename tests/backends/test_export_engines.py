@@ -20,7 +20,8 @@ from burnish.runtime.artifact import Artifact
 from burnish.testing.builders import rows
 from burnish.testing.models import dcn_v2
 
-PLAN = '{"capacity": {"qps": 50000.0, "p99_ms": 10.0, "replicas": 6, "utilization": 0.463, "headroom": 0.2}}'
+AUTOSCALING = {"utilization_out_above": 0.463, "scale_out_above": 14200.0}
+PLAN = json.dumps({"capacity": {"qps": 50000.0, "p99_ms": 10.0, "replicas": 6, "autoscaling": AUTOSCALING}})
 
 
 @pytest.fixture(scope="module")

@@ -49,8 +49,8 @@ def planned(path: Path) -> dict[str, Any]:
         "replicas": capacity["replicas"],
         "most_replicas": 2 * capacity["replicas"],
         "why_replicas": f"the plan for {load}",
-        "utilization": max(1, round(100 * capacity["utilization"])),
-        "why_utilization": f"of a core at the plan's load, {capacity['headroom']:.0%} head-room kept",
+        "utilization": max(1, round(100 * capacity["autoscaling"]["utilization_out_above"])),
+        "why_utilization": f"of a core, where the plan adds a replica: {capacity['autoscaling']['scale_out_above']:,.0f} requests a second",
     }
 
 
