@@ -11,7 +11,10 @@ import burnish
 from burnish.backends.expand import Expand
 from burnish.backends.onnxruntime import OnnxRuntime
 from burnish.errors import BuildError
+from burnish.graph.interpret import interpret
+from burnish.graph.node import Graph, Node, input_node, scalar, weight
 from burnish.graph.ops import Op
+from burnish.host import Host
 from burnish.inputs import Input
 from burnish.recipe import Int8, Recipe, apply
 from burnish.testing import dcn_v2, rows
@@ -66,6 +69,18 @@ def test_large_constants_lie_beside_the_model_and_small_ones_in_it(tmp_path):
     graph = dcn_v2(5, 7, 8, 1, (33,), 5000)
     model, data = to_onnx(graph, tmp_path / "model.onnx")
     assert data.stat().st_size >= 7 * 5000 * 8 * 4 and model.stat().st_size < 30_000
+
+
+def test_a_constant_has_no_name_of_a_value(tmp_path):
+    """Both are numbered: a product of constants that nobody folded was once called as the product that reads it."""
+    x = input_node(Input("x", "float32", (3,)))
+    for i in range(3):
+        x = Node(Op.MUL, (x, Node(Op.MUL, (scalar(2.0 + i), weight("k", np.arange(3, dtype=np.float32))))))
+    graph = Graph((Input("x", "float32", (3,)),), {"y": x})
+    program = OnnxRuntime().build(graph, Host.here(), tmp_path)
+    table = rows(graph, 4)
+    got = OnnxRuntime().open(tmp_path, program, graph.inputs, 1).rows(table, 4)["y"]
+    np.testing.assert_allclose(got, interpret(graph, table)["y"], rtol=1e-6)
 
 
 def test_request_values_are_written_between_the_candidates_columns():

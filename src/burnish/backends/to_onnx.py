@@ -134,7 +134,7 @@ class _Writer:
     def read(self, node: Node) -> str:
         """The name of a node's value; a constant one becomes an initializer."""
         if node not in self.names:
-            self.names[node] = self.const(constant(node), label=node.op.name.lower())
+            self.names[node] = self.const(constant(node), label=f"constant_{node.op.name.lower()}")
         return self.names[node]
 
     def expand_rows(self, node: Node) -> str:
