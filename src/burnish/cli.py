@@ -187,10 +187,12 @@ def bench(
     job: Annotated[Path | None, typer.Option(metavar="JOB.toml", help="Rows and model; default: the job `optimize` ran.")] = None,
     candidates: Annotated[str, typer.Option(help="Candidates a request, separated by commas.")] = "1,16,128",
     seconds: Annotated[float, typer.Option(min=0.01, help="For each engine and each number of candidates.")] = 2.0,
+    p99: Annotated[float | None, typer.Option(help="Milliseconds: find also the highest load that keeps them.")] = None,
+    at: Annotated[str | None, typer.Option(metavar="URL", help="Measure also the server of DIR there: http://HOST:PORT/v2/models/NAME.")] = None,
     floor: Annotated[bool, typer.Option("--floor", help="Print what one core can do at most; no DIR is needed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure latency, engines side by side in one run."""
+    """Measure latency and load, engines side by side in one run."""
     from burnish import terminal
 
     if floor:
@@ -207,7 +209,9 @@ def bench(
 
     sizes = _numbers(candidates, "--candidates")
     names = [name.strip() for name in vs.split(",") if name.strip()]
-    rows = side_by_side(directory, names, job, sizes, seconds)
+    if p99 is not None and not p99 > 0:
+        raise JobError(f"--p99 is {p99:g}. Give milliseconds above 0")
+    rows = side_by_side(directory, names, job, sizes, seconds, p99, at)
     _print_json(rows) if as_json else terminal.bench(rows)
 
 
@@ -285,15 +289,22 @@ def plan(
     p99: Annotated[float | None, typer.Option(help="Milliseconds; default: the job's.")] = None,
     price: Annotated[float | None, typer.Option(help="US dollars an hour for one machine; default: the job's.")] = None,
     cores: Annotated[int | None, typer.Option(min=1, help="Cores of one machine; default: the job's.")] = None,
-    headroom: Annotated[float | None, typer.Option(help="Share of capacity kept free; default: 0.2.")] = None,
+    headroom: Annotated[float | None, typer.Option(help="Share of capacity kept free; default: the job's.")] = None,
+    growth: Annotated[float | None, typer.Option(help="Share by which the load may grow; default: the job's.")] = None,
+    swap: Annotated[float | None, typer.Option(help="Share of machines away in a swap; default: the job's.")] = None,
+    spare: Annotated[int | None, typer.Option(help="Machines that may fail; default: the job's.")] = None,
+    host: Annotated[str | None, typer.Option(help="Another host of the job, or a kind of the price file.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Simulate every request of the whole fleet.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Replicas and price again for another load."""
+    """Replicas, price and placement again for another load."""
+    from burnish import terminal
     from burnish.place.plan import replan
     from burnish.search.output import read_report
 
-    answer = replan(read_report(directory), qps=qps, p99_ms=p99, price_per_hour=price, cores=cores, headroom=headroom)
-    _print_json(answer) if as_json else print(answer["sentence"])
+    reserve: dict[str, Any] = {"headroom": headroom, "growth": growth, "swap": swap, "spare": spare}
+    answer = replan(read_report(directory), qps=qps, p99_ms=p99, price_per_hour=price, cores=cores, host=host, check=check, **reserve)
+    _print_json(answer) if as_json else terminal.planned(answer)
 
 
 @app.command(epilog="Example: burnish verify out/")

@@ -115,10 +115,44 @@ def plan(report: dict[str, Any]) -> None:
     print()
 
 
+def planned(answer: dict[str, Any]) -> None:
+    """A plan made again: its sentence, when to scale, what changes it, and where else it could run."""
+    console = _console()
+    print(answer["sentence"])
+    if answer.get("check"):
+        print(answer["check"]["sentence"])
+    print(answer["autoscaling"]["sentence"])
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for i, name in enumerate(("if", "machines", "$ a month")):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for row in answer["sensitivity"]:
+        table.add_row(row["change"], "none would do" if row["machines"] is None else f"{row['machines']:,}", _usd(row["usd_per_month"]))
+    console.print(table)
+    if not answer.get("placement"):
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name, right in (("place", False), ("p99 ms", True), ("$ a month", True), ("known by", False)):
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    table.add_column("verdict", overflow="fold")
+    for each in answer["placement"]:
+        verdict = "chosen" if each["chosen"] else "; ".join(each["obstacles"]) or "can be"
+        known = "measured" if each["measured"] else "estimate"
+        style = "bold green" if each["chosen"] else "dim" if each["obstacles"] else None
+        table.add_row(_safe(each["name"]), f"{each['p99_ms']:.3g}", _usd(each["usd_per_month"]), known, _safe(verdict), style=style)
+    console.print(table)
+    print(answer["placement_verdict"]["sentence"])
+
+
+def _usd(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
 def bench(content: dict[str, Any]) -> None:
     """Latencies side by side, a row for each engine and number of candidates."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for i, name in enumerate(("engine", "candidates", "p50 us", "p99 us", "cand/s/core", "times the first", "calls")):
+    loaded = any(row.get("load") for row in content["rows"])
+    columns = ("engine", "candidates", "p50 us", "p99 us", "cand/s/core", "times the first", "calls", *(("highest load/s",) if loaded else ()))
+    for i, name in enumerate(columns):
         table.add_column(name, justify="right" if i else "left", no_wrap=True)
     for row in content["rows"]:
         latency, times = row["latency_us"], row["first_is_faster"]
@@ -130,6 +164,7 @@ def bench(content: dict[str, Any]) -> None:
             f"{latency['candidates_per_second_per_core']:,.0f}",
             "" if times is None else f"{1 / times:.2f}",
             f"{latency['count']:,}",
+            *((f"{row['load']['qps']:,.0f}",) if loaded else ()),
         )
     console = _console()
     console.print(table)

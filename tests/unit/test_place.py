@@ -158,9 +158,59 @@ def test_a_p99_that_nothing_meets_gets_the_nearest_plan():
     with pytest.raises(ObjectiveNotMet) as caught:
         replan(report(), p99_ms=0.5)
     said = str(caught.value)
-    assert said.startswith("one call alone takes 1.") and "The nearest plan: 50,000 requests a second of 128 candidates at p99 2.2 ms take " in said
+    assert (
+        said.startswith("one call alone takes 1.")
+        and "The nearest plan: 50,000 requests a second of 128 candidates at p99 2.2 ms take " in said
+    )
     with pytest.raises(MeasureError, match=r"^cannot plan for 0 queries per second at p99 10 ms; give numbers above 0$"):
         replan(report(), qps=0)
+
+
+def with_places():
+    from burnish.host import Host
+
+    kept = report()
+    kept["chosen"] = {"load": {"qps": 750.0, "missed_qps": 780.0}, "weight_bytes": 5_000_000, "resident_bytes": 9_000_000}
+    kept["chosen"]["latency_us"] = {"count": 5000}
+    return kept | {
+        "work": {
+            "request_macs": 10_000, "candidate_macs": 50_000, "request_bytes": 100, "candidate_bytes": 80,
+            "answer_bytes": 4, "cut_bytes": 40, "request_weights": 0.3,
+        },
+        "hosts": [{"name": "this machine", "price_per_hour": 0.4, "cores": 8}, {"name": "app", "device": "phone"}],
+        "placement_rules": {"private": True},
+        "host": {name: getattr(Host.target("avx512vnni"), name) for name in Host.__struct_fields__},
+    }  # fmt: skip
+
+
+def test_a_plan_made_again_places_again():
+    answer = replan(with_places(), qps=80_000)
+    assert [each["name"] for each in answer["placement"]] == ["this machine", "app", "app + this machine"]
+    assert answer["placement_verdict"]["chosen"] == "app"
+    assert answer["placement"][0]["machines"] == answer["machines"]
+    assert answer["placement"][0]["usd_per_month"] == pytest.approx(answer["usd_per_month"])
+    dearer = replan(with_places(), qps=80_000, price_per_hour=4.0)
+    assert dearer["placement"][0]["usd_per_month"] == pytest.approx(10 * answer["usd_per_month"])
+
+
+def test_a_plan_for_another_kind_of_machine_is_an_estimate_at_its_price():
+    answer = replan(with_places(), host="c7g.large")
+    assert (answer["price_per_hour"], answer["cores_per_machine"]) == (0.0725, 2)
+    assert answer["qps_per_replica"] == pytest.approx(750 * 330 / 232, rel=0.15)  # a little more: the same p99 is longer for it
+    assert answer["sentence"].startswith(
+        "On c7g.large, an estimate: the times of this machine x 0.7, the ratio of arithmetic peaks: 50,000 "
+    )
+    with pytest.raises(JobError, match=r"^no host 'rack'\. The job has this machine, app; the price file has c6i\.large, "):
+        replan(with_places(), host="rack")
+
+
+def test_a_plan_can_be_checked_by_simulating_every_request():
+    answer = replan(report(), qps=5_000, check=True)
+    found = answer["check"]["random"]
+    assert found["replicas"] == answer["replicas"] - 8
+    assert found["p99_us"] == pytest.approx(1000 * answer["predicted_p99_ms_spare_down"], rel=0.15)
+    assert answer["check"]["in_turn"]["p99_us"] < found["p99_us"] < 10_000
+    assert answer["check"]["sentence"].startswith("Simulated with 4,000,000 requests and the spare machines away: p99 ")
 
 
 def test_the_price_file_is_dated_and_sourced_and_a_users_own_takes_its_place(tmp_path, monkeypatch):

@@ -109,6 +109,14 @@ def test_a_chosen_place_that_was_not_measured_is_told_so(tmp_path):
     assert verdict.sentence.endswith("It was not measured: measure it there before you rely on that.")
 
 
+def test_a_host_of_which_nothing_is_known_is_taken_for_one_like_this_and_says_so(tmp_path):
+    found, _ = places(HERE, HostTable("rack", price_per_hour=0.2, cores=4), base=tmp_path)
+    assert found["rack"].estimate == (
+        "an estimate, as if its cores were those of this machine: give rack what `burnish bench --json` wrote there"
+    )
+    assert found["rack"].usd_per_month == pytest.approx(found["this machine"].usd_per_month, rel=0.1)  # twice the cores at twice the price
+
+
 def test_a_gpu_is_an_estimate_with_a_floor(tmp_path):
     found, _ = places(HERE, HostTable("g6.xlarge"), base=tmp_path)
     gpu = found["g6.xlarge"]
@@ -125,12 +133,6 @@ def test_where_nothing_meets_everything_the_nearest_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("host", "rules", "sentence"),
     [
-        (
-            HostTable("rack"),
-            Placing(),
-            "hosts: 'rack' was not measured, and nothing is known of it to estimate it from. Run `burnish bench --json` there and give its "
-            "file as `measured`, or name one of c6i.large, ",
-        ),
         (HostTable("app", device="toaster"), Placing(), "hosts: 'app' names the device 'toaster'. Known devices: phone, "),
         (HostTable("rack", measured="none.json"), Placing(), "hosts: cannot read "),
         (HostTable("rack", measured="bad.json"), Placing(), "hosts: "),

@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 
 from burnish.errors import JobError
-from burnish.job import HERE, HostTable, Placing, Reserve
-from burnish.measure.queueing import departures
+from burnish.job import HERE, HostTable, Job, Placing, Reserve
+from burnish.measure.queueing import departures, highest_load
 from burnish.place.capacity import machines_for
 from burnish.place.price import HOURS_A_MONTH, Prices, table, usd_per_million, usd_per_month
 from burnish.place.work import Work
@@ -106,6 +106,7 @@ class Subject(msgspec.Struct, frozen=True):
     resident_bytes: int
     work: Work
     reserve: Reserve
+    here: str = HERE  # the job's name of the machine that measured
 
 
 class BenchLatency(msgspec.Struct):
@@ -129,7 +130,7 @@ class Bench(msgspec.Struct):
 class Asked(msgspec.Struct, frozen=True):
     """What every place is judged by. Paths are relative to `base`."""
 
-    subject: Subject
+    subject: Subject  # None only to check the rest
     rules: Placing
     link: Link
     base: Path
@@ -137,7 +138,7 @@ class Asked(msgspec.Struct, frozen=True):
     devices: Devices
 
     @classmethod
-    def of(cls, subject: Subject, rules: Placing, base: Path, prices: Prices | None = None, devices: Devices | None = None) -> Asked:
+    def of(cls, subject: Subject | None, rules: Placing, base: Path, prices: Prices | None = None, devices: Devices | None = None) -> Asked:
         """With the data files that come with burnish where none are given; JobError for a link that is not known."""
         prices, devices = prices or Prices.read(), devices or Devices.read()
         if rules.link not in devices.links:
@@ -147,7 +148,17 @@ class Asked(msgspec.Struct, frozen=True):
             if rules.rtt_ms[1] < rules.rtt_ms[0]:
                 raise JobError(f"placement.rtt_ms is {list(rules.rtt_ms)}: the p99 is below the median. Give [median, p99]")
             link = msgspec.structs.replace(link, rtt_ms=rules.rtt_ms)
-        return cls(subject, rules, link, base, prices, devices)
+        return cls(subject, rules, link, base, prices, devices)  # type: ignore[arg-type]
+
+
+def check(job: Job) -> None:
+    """Refuse hosts and rules that no placement could be made of, before anything is measured."""
+    asked = Asked.of(None, job.placement, job.base)
+    for host in job.hosts:
+        if host.device is not None:
+            _device(asked, host)
+        if host.measured is not None:
+            _measured(job.base / host.measured, job.candidates, host.name)
 
 
 def place(asked: Asked, hosts: Sequence[HostTable]) -> tuple[tuple[Place, ...], Verdict]:
@@ -206,8 +217,7 @@ def _in_cloud(asked: Asked, host: HostTable) -> Place:
     service, measured, how = service_times(asked, host)
     gpu = bool(kind and kind.gpu)
     cores = host.cores or (kind.cores if kind else subject.cores)
-    speed = float(np.mean(subject.service_us) / np.mean(service))
-    carries = subject.qps_per_replica * speed * (GPU_BATCHED if gpu and not measured else 1)
+    carries = _carries(subject, service) * (GPU_BATCHED if gpu and not measured else 1)
     a_machine = 1 if gpu else cores // subject.threads
     obstacles = [] if a_machine else [f"a replica takes {subject.threads} cores, and it has {cores}"]
     machines = machines_for(subject.qps, carries, max(1, a_machine), subject.reserve)
@@ -276,7 +286,7 @@ def _split(asked: Asked, host: HostTable, cloud: HostTable) -> Place:
     gb, month, _ = _updates(asked, weights)
     kind = asked.prices.kinds.get(cloud.name)
     cores = cloud.cores or (kind.cores if kind else subject.cores)
-    carries = subject.qps_per_replica * float(np.mean(subject.service_us) / np.mean(in_cloud))
+    carries = _carries(subject, in_cloud)
     machines = machines_for(subject.qps, carries, max(1, cores // subject.threads), subject.reserve)
     price = cloud.price_per_hour or (kind.price_per_hour if kind else None)
     total = None if price is None else usd_per_month(price, machines) + month
@@ -299,21 +309,29 @@ def _split(asked: Asked, host: HostTable, cloud: HostTable) -> Place:
     )
 
 
+def _carries(subject: Subject, service_us: np.ndarray) -> float:
+    """The highest load of a replica with these service times, by that of this machine and the simulated queues of both."""
+    there, here = (highest_load(np.asarray(us), 1000 * subject.p99_ms, queries=50_000) for us in (service_us, subject.service_us))
+    if not (there and here):  # the objective cannot be met at all, and an obstacle says so
+        return subject.qps_per_replica * float(np.mean(subject.service_us) / np.mean(service_us))
+    return subject.qps_per_replica * there / here
+
+
 def service_times(asked: Asked, host: HostTable) -> tuple[np.ndarray, bool, str]:
     """Service times of one call there, in us; whether they were measured; and otherwise how they were estimated."""
     subject = asked.subject
     if host.measured is not None:
         return _measured(asked.base / host.measured, subject.candidates, host.name), True, ""
     service = np.asarray(subject.service_us)
-    if host.name == HERE:
+    if host.name == subject.here:
         return service, True, ""
     if host.device is not None:
         peak = _device(asked, host).int8_gmacs
     elif (kind := asked.prices.kinds.get(host.name)) is None:
-        known = ", ".join(asked.prices.kinds)
-        raise JobError(
-            f"hosts: {host.name!r} was not measured, and nothing is known of it to estimate it from. Run `burnish bench --json` there and "
-            f"give its file as `measured`, or name one of {known}, or a `device`"
+        return (
+            service,
+            False,
+            f"an estimate, as if its cores were those of this machine: give {host.name} what `burnish bench --json` wrote there",
         )
     elif kind.gpu:
         macs = subject.work.request_macs + subject.candidates * subject.work.candidate_macs

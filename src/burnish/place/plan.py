@@ -14,7 +14,7 @@ from burnish.errors import JobError, MeasureError, ObjectiveNotMet
 from burnish.host import Host
 from burnish.job import HERE, HostTable, Placing, Reserve
 from burnish.measure.queueing import highest_load
-from burnish.place.capacity import LOAD_ERROR, SIMULATED_ERROR, Capacity, machines_for, nearest_p99, replicas
+from burnish.place.capacity import LOAD_ERROR, SIMULATED_ERROR, Capacity, fleet, machines_for, nearest_p99, replicas
 from burnish.place.price import Prices, usd_per_million, usd_per_month
 from burnish.place.work import Work
 
@@ -131,10 +131,12 @@ def replan(
     swap: float | None = None,
     spare: int | None = None,
     host: str | None = None,
+    check: bool = False,
 ) -> dict[str, Any]:
     """The capacity of a finished search for another load, objective, machine or reserve; with its `sentence`, and the placement where the
-    report has what that takes. `host`: one of the job's, or a kind of the price file, whose times are estimated. JobError when the search
-    chose nothing, or a name is not known; ObjectiveNotMet, with the nearest plan, when no number of machines meets the new one."""
+    report has what that takes. `host`: one of the job's, or a kind of the price file, whose times are estimated. `check` simulates
+    every request of the whole fleet, which takes seconds. JobError when the search chose nothing, or a name is not known; ObjectiveNotMet,
+    with the nearest plan, when no number of machines meets the new one."""
     kept = report.get("capacity")
     if not kept:
         raise JobError(f"the search chose nothing, so there is nothing to plan with: {report['decision']['sentence']}")
@@ -151,7 +153,8 @@ def replan(
         "reserve": before | {name: value for name, value in given.items() if value is not None},
     }
     service, correction, how = report["service_us"], None, ""
-    if host is not None and host != HERE:
+    here = report.get("measured_on", HERE)
+    if host is not None and host != here:
         correction = _correction(np.asarray(service), measured, report["objective"]["p99_ms"])
         there, service, how = _on(report, planned, host)
         planned["cores_per_machine"] = cores or there.cores or kept["cores_per_machine"]
@@ -181,11 +184,27 @@ def replan(
         if not 0 < planned["p99_ms"] < least:
             raise
         raise ObjectiveNotMet(f"{error}. The nearest plan: {capacity_sentence(answer(least))}") from None
+    if check:
+        again["check"] = _check(
+            np.asarray(service) / (correction or _correction(np.asarray(service), measured, report["objective"]["p99_ms"])), again
+        )
     again["sentence"] = (f"On {host}, {how}: " if how else "") + capacity_sentence(again)
     if "work" in report and report["hosts"] and host is None:
-        hosts = [_changed(each, price_per_hour, cores) if each["name"] == HERE else each for each in report["hosts"]]
+        hosts = [_changed(each, price_per_hour, cores) if each["name"] == here else each for each in report["hosts"]]
         again |= placement({**report, "capacity": again, "hosts": hosts})
     return again
+
+
+def _check(service_us: np.ndarray, planned: Mapping[str, Any]) -> dict[str, Any]:
+    """The planned fleet with its spare machines away, every request simulated, behind two balancers."""
+    count = planned["replicas"] - planned["spare_machines"] * planned["replicas_per_machine"]
+    random, turns = (fleet(service_us, planned["qps"], count, balancer=name) for name in ("random", "in turn"))
+    sentence = (
+        f"Simulated with {random.queries:,} requests and the spare machines away: p99 {random.p99_us / 1000:.3g} ms "
+        f"(+- {random.p99_error_us / 1000:.2g}) behind a random balancer, {turns.p99_us / 1000:.3g} ms behind one that takes turns; "
+        f"{planned['p99_ms']:g} ms are allowed."
+    )
+    return {"random": msgspec.to_builtins(random), "in_turn": msgspec.to_builtins(turns), "sentence": sentence}
 
 
 def placement(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,6 +233,7 @@ def _asked(report: Mapping[str, Any], kept: Mapping[str, Any]) -> Asked:
         resident_bytes=chosen.get("resident_bytes") or 0,
         work=msgspec.convert(report.get("work") or dict.fromkeys(Work.__struct_fields__, 0), Work),
         reserve=Reserve(**kept["reserve"]),
+        here=report.get("measured_on", HERE),
     )
     rules = msgspec.convert(report.get("placement_rules", {}), Placing)
     return Asked.of(subject, rules, Path(report.get("job", "")).parent)
@@ -223,8 +243,11 @@ def _on(report: Mapping[str, Any], planned: Mapping[str, Any], name: str) -> tup
     """A host by its name, with its cores and price; its service times, and how they are known."""
     from burnish.place.placement import service_times
 
-    listed = next((each for each in report.get("hosts", ()) if each["name"] == name), {"name": name})
-    host, kind = msgspec.convert(listed, HostTable), Prices.read().kinds.get(name)
+    listed = {each["name"]: each for each in report.get("hosts", ())}
+    kinds = Prices.read().kinds
+    if name not in listed and name not in kinds:
+        raise JobError(f"no host {name!r}. The job has {', '.join(listed) or 'none'}; the price file has {', '.join(kinds)}")
+    host, kind = msgspec.convert(listed.get(name, {"name": name}), HostTable), kinds.get(name)
     times, measured, how = service_times(_asked(report, planned), host)
     if kind is not None:
         price = host.price_per_hour or kind.price_per_hour

@@ -13,7 +13,7 @@ import msgspec
 from burnish.errors import BuildError, JobError
 from burnish.host import Host
 from burnish.job import Job
-from burnish.measure import latency
+from burnish.measure import latency, load
 from burnish.measure.traffic import Traffic
 from burnish.recipe import Recipe, recipe
 from burnish.runtime.artifact import Artifact
@@ -27,10 +27,20 @@ if TYPE_CHECKING:
 
 ROWS = 20_000  # of validation, of which the calls are made
 CALLS = 256
+LOAD_TIMES = 7.5  # as long as for a latency: a search for the highest load
 
 
-def side_by_side(directory: Path, vs: Sequence[str], job: Path | None, candidates: Sequence[int], seconds: float) -> dict[str, Any]:
-    """Latencies of the artifact in `directory` and of the same model on each backend of `vs`, for each number of candidates.
+def side_by_side(
+    directory: Path,
+    vs: Sequence[str],
+    job: Path | None,
+    candidates: Sequence[int],
+    seconds: float,
+    p99_ms: float | None = None,
+    at: str | None = None,
+) -> dict[str, Any]:
+    """Latencies of the artifact in `directory` and of the same model on each backend of `vs`, for each number of candidates; with `p99_ms`
+    also the highest load that keeps it. `at`: the address of a server that runs the artifact, which is measured over the wire.
 
     A peer is built by the recipe that served it best in the search, or else by its first in the search's order. `rows` has one entry for
     each engine and number of candidates. JobError when peers are asked for and no job says what to build.
@@ -43,7 +53,13 @@ def side_by_side(directory: Path, vs: Sequence[str], job: Path | None, candidate
     notes = []
     with ExitStack() as opened:
         work = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="burnish-bench-")))
-        engines = {"this": opened.enter_context(Scorer(artifact))}
+        engines: dict[str, Any] = {"this": opened.enter_context(Scorer(artifact))}
+        loaded: dict[str, Any] = dict(engines)
+        if at is not None:
+            from burnish.serve.client import calls_of
+
+            loaded[at] = calls_of(at, artifact.manifest.inputs)
+            engines[at] = loaded[at][0]
         if path is None:
             traffic_of, key = artifact.golden()[0], None
             notes.append("The calls are made of the artifact's golden rows; give --job for calls made of the data.")
@@ -58,11 +74,14 @@ def side_by_side(directory: Path, vs: Sequence[str], job: Path | None, candidate
                 except BuildError as error:
                     notes.append(f"{backend} was not measured: {error}")
                     continue
-                engines[f"{backend} {chosen.name}"] = opened.enter_context(Scorer(built))
+                engines[f"{backend} {chosen.name}"] = loaded[f"{backend} {chosen.name}"] = opened.enter_context(Scorer(built))
         found = []
         for n in candidates:
             traffic = Traffic.from_rows(artifact.manifest.inputs, traffic_of, key, n, CALLS)
-            found += _rows(latency.quieted(latency.measure(engines, traffic, seconds)), n)
+            rows_of_n = _rows(latency.quieted(latency.measure(engines, traffic, seconds)), n)
+            for row in rows_of_n:
+                row["load"] = None if p99_ms is None else _load(loaded[row["engine"]], traffic, p99_ms, LOAD_TIMES * seconds)
+            found += rows_of_n
     program = artifact.manifest.programs[0]
     told = [row["latency_us"]["note"] for row in found if row["latency_us"]["note"]]
     return {
@@ -91,6 +110,21 @@ def _recipe(backend: str, report: dict[str, Any] | None) -> Recipe:
     if not names:
         raise BuildError(f"no backend {backend!r}. Use one of {', '.join(dict.fromkeys(other for other, _ in SPACE))}, eager")
     return recipe(names[0], backend)
+
+
+def _load(calls: Any, traffic: Traffic, p99_ms: float, seconds: float) -> dict[str, Any]:
+    """The highest load within p99, as report.json has loads."""
+    found = load.peak(calls, traffic, 1000 * p99_ms, seconds=seconds / 12, confirm_seconds=seconds / 4, budget_seconds=seconds)
+    run = found.confirmed
+    return {
+        "qps": found.qps,
+        "p99_us": run.p99_us if run else None,
+        "bounds_us": run.bounds_us if run else {},
+        "queries": run.queries if run else 0,
+        "checked": run.checked if run else 0,
+        "valid": run is not None,
+        "sentence": found.sentence,
+    }
 
 
 def _rows(found: dict[str, latency.Latencies], candidates: int) -> list[dict[str, Any]]:
