@@ -19,11 +19,13 @@ import hashlib
 import importlib
 import json
 import logging
+import multiprocessing
 import os
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -246,6 +248,7 @@ def loss(subject: Subject, original: np.ndarray, scores: np.ndarray) -> Loss:
 
 def measure(name: str) -> dict[str, Any]:
     """Everything the page says of one model, as JSON types."""
+    torch.set_num_threads(1)
     began = datetime.datetime.now(datetime.UTC)
     ways = Ways(name)
     original = ways.original()
@@ -399,7 +402,7 @@ def _hard(found: list[Row]) -> list[str]:
     return lines
 
 
-def _footer(command: str) -> str:
+def footer(command: str) -> str:
     host = Host.here()
     tools = versions("burnish", "torch", "onnxruntime", "openvino", "nncf", "torchao", "neural-compressor", "numpy", "ziglang")
     told = ", ".join(f"{name} {version}" for name, version in tools.items())
@@ -410,11 +413,15 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--only", nargs="+", choices=names(), metavar="MODEL", help="of " + ", ".join(names()))
     asked.add_argument("--short", action="store_true", help="the two DCN-v2 alone")
+    asked.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="models at a time, each on one core")
     asked.add_argument("--out", type=Path, help="the page; left out: docs/accuracy.md for all models, printed for some")
     options = asked.parse_args()
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that measure
     wanted = [DCN, DCN_FILMS] if options.short else options.only or names()
-    text = page([measure(name) for name in wanted], _footer(" ".join(["python", *sys.argv])))
+    for made in (models.make_movielens, rankers.purchases):  # what several models read
+        made()
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+        text = page(list(pool.map(measure, wanted)), footer(" ".join(["python", *sys.argv])))
     out = options.out or (ROOT / "docs" / "accuracy.md" if wanted == names() else None)
     if out is None:
         print(text)

@@ -153,7 +153,8 @@ def train(name: str, seed: int = 0) -> None:
         optimizer.step()
         schedule.step()
     seconds = time.monotonic() - began
-    part_file = path(name).with_suffix(".part")
+    OUT.mkdir(parents=True, exist_ok=True)
+    part_file = path(name).with_suffix(f".{os.getpid()}.part")
     torch.save(model.state_dict(), part_file)
     os.replace(part_file, path(name))
     model.eval()
@@ -200,7 +201,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=names())
     torch.set_num_threads(1)
-    OUT.mkdir(parents=True, exist_ok=True)
     for wanted in parser.parse_args().names:
         if not path(wanted).exists():
             train(wanted)
