@@ -265,6 +265,25 @@ def test_a_full_disk_leaves_the_old_version(versions, tmp_path, monkeypatch, cap
     assert "No space left on device. Version 1 stays" in capsys.readouterr().err
 
 
+def test_a_pointer_that_vanishes_while_it_is_put_right_is_put_right_again(versions, tmp_path, monkeypatch):
+    keeper = Keeper(versions, "1", tmp_path / "live")
+    keeper.look()
+    versions.pointer.write_bytes(b"nonsense")
+    point = Versions.point
+
+    def and_gone(self: Versions, name: str) -> object:
+        found = point(self, name)
+        self.pointer.unlink()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Versions, "point", and_gone)
+        keeper.look()
+    assert not versions.pointer.exists()
+    keeper.look()
+    assert versions.current() == "1"
+
+
 def test_verifying_something_that_crashes_is_a_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr("burnish.serve.keeper.sys.executable", shutil.which("false") or "/bin/false")
     assert refusal(tmp_path) == f"verifying {tmp_path} ended with status 1"

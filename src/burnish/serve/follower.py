@@ -14,9 +14,9 @@ import msgspec
 
 from burnish.errors import BurnishError
 from burnish.serve import log
-from burnish.serve.keeper import LOOK_SECONDS, Live, mark, told
+from burnish.serve.keeper import LOOK_SECONDS, Live, told
 from burnish.serve.rollout import Rollout
-from burnish.serve.versions import Versions
+from burnish.serve.versions import Mark, Versions, mark
 from burnish.serve.wire import Refused
 
 
@@ -81,7 +81,7 @@ class Follower:
         self._have = set(have)
         self._open = open_
         self._settle = settle
-        self._mark: tuple[int, int] | None = None
+        self._mark: Mark | None = None
         self._opening = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:

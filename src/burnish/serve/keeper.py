@@ -19,7 +19,7 @@ from burnish.serve import log, rollout, sign
 from burnish.serve.metrics import SECONDS, Board
 from burnish.serve.protocol import Signature
 from burnish.serve.rollout import Arm, Rollout, judge
-from burnish.serve.versions import Versions, write
+from burnish.serve.versions import Mark, Versions, mark, write
 
 LOOK_SECONDS = 0.1  # between two looks at a file
 
@@ -69,15 +69,6 @@ def told(path: Path) -> Live:
     return msgspec.json.decode(path.read_bytes(), type=Live)
 
 
-def mark(path: Path) -> tuple[int, int] | None:
-    """What changes when a file is replaced or written."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
-
-
 def _face(manifest: Manifest) -> object:
     """All that a client sees of a model but the bounds of ids, which may grow from version to version."""
     inputs = [(half.name, half.side, half.dtype, half.shape, half.columns) for spec in manifest.inputs for half in spec.halves]
@@ -111,8 +102,8 @@ class Keeper:
         self._began = [self._arm(0), self._arm(1)]  # what each arm had counted when its version got it
         self._before = ""  # the version to go back to while the current one is on trial
         self._until = 0.0  # end of that trial
-        self._pointer: tuple[int, int] | None = None
-        self._rollout: tuple[int, int] | None = None
+        self._pointer: Mark | None = None
+        self._rollout: Mark | None = None
         self._ended = threading.Event()
         write(live, msgspec.json.encode(self.told))
         self._thread = threading.Thread(target=self._run, name="versions", daemon=True)
@@ -231,7 +222,7 @@ class Keeper:
             log.say(f"version {now.version} is taken back: {why}", version=now.version)
             self._tell(refused={**now.refused, now.version: why}, trial=False)
             try:
-                self.versions.point(self._before)
+                self._pointer = self.versions.point(self._before)
             except ServeError as error:
                 log.say(str(error))
             else:
@@ -243,17 +234,15 @@ class Keeper:
         """Serve the version before again. It was served until a moment ago: nothing of it is verified or judged again."""
         arm, back = 1 - self.told.arm, self._before
         self._tell(version=back, arm=arm, trial=False)
-        self._pointer = mark(self.versions.pointer)
         self._switched(back)
         log.say(f"version {back} is served again", version=back)
 
     def _drop_candidate(self) -> None:
         self._plan = msgspec.structs.replace(self._plan, candidate="")
         try:
-            self.versions.try_out(self._plan)
+            self._rollout = self.versions.try_out(self._plan)
         except ServeError as error:
             log.say(str(error))
-        self._rollout = mark(self.versions.path / rollout.FILE)
 
     def _tell(self, **changes: object) -> None:
         live = msgspec.structs.replace(self.told, **changes, decisions=self.told.decisions + 1)
@@ -264,10 +253,9 @@ class Keeper:
         """Put the pointer back to what is served."""
         log.say(f"{why}. Version {self.told.version} stays", version=self.told.version)
         try:
-            self.versions.point(self.told.version)
+            self._pointer = self.versions.point(self.told.version)
         except ServeError as error:
             log.say(str(error))
-        self._pointer = mark(self.versions.pointer)
 
     def _arm(self, which: int) -> Arm:
         return self._board.arm_of(which) if self._board is not None else Arm(0, 0, (0.0,), (0.0,))

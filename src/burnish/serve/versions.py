@@ -24,6 +24,7 @@ from burnish.runtime.artifact import Artifact
 from burnish.serve import rollout, sign
 from burnish.serve.rollout import Rollout
 
+Mark = tuple[int, int]
 _NAME = re.compile(r"[1-9][0-9]{0,17}")
 
 
@@ -61,9 +62,9 @@ class Versions:
             raise ServeError(f"{self.pointer} says {text!r}, which is no version there. Write the name of one into it: {self._told()}")
         return text
 
-    def point(self, name: str) -> None:
+    def point(self, name: str) -> Mark:
         """Let the pointer say `name`, in one step."""
-        write(self.pointer, f"{name}\n".encode())
+        return write(self.pointer, f"{name}\n".encode())
 
     def next(self) -> str:
         """The name of the version that would be added now."""
@@ -78,9 +79,9 @@ class Versions:
     def rollout(self) -> Rollout:
         return Rollout.read(self.path)
 
-    def try_out(self, plan: Rollout) -> None:
+    def try_out(self, plan: Rollout) -> Mark:
         """Let rollout.json say `plan`, in one step."""
-        write(self.path / rollout.FILE, plan.text())
+        return write(self.path / rollout.FILE, plan.text())
 
     def _told(self) -> str:
         return ", ".join(self.names()) or "there is none yet, `burnish publish` adds one"
@@ -117,8 +118,18 @@ def publish(what: str | Path, to: str | Path, *, shadow: bool = False, canary: f
     return name
 
 
-def write(path: Path, text: bytes) -> None:
-    """Put `text` at `path` in one step; ServeError when it cannot be written, and then nothing has changed."""
+def mark(path: Path) -> Mark | None:
+    """What changes when a file is replaced or written."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def write(path: Path, text: bytes) -> Mark:
+    """Put `text` at `path` in one step; the mark of what was written, which another may have replaced by now. ServeError when it cannot be
+    written, and then nothing has changed."""
     part = ""
     try:
         handle, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -127,7 +138,9 @@ def write(path: Path, text: bytes) -> None:
             file.flush()
             os.fsync(handle)
         os.chmod(part, 0o644)
+        found = os.stat(part)
         os.replace(part, path)
+        return found.st_ino, found.st_mtime_ns
     except OSError as error:
         if part:
             Path(part).unlink(missing_ok=True)
