@@ -188,7 +188,7 @@ def bench(
     candidates: Annotated[str, typer.Option(help="Candidates a request, separated by commas.")] = "1,16,128",
     seconds: Annotated[float, typer.Option(min=0.01, help="For each engine and each number of candidates.")] = 2.0,
     p99: Annotated[float | None, typer.Option(help="Milliseconds: find also the highest load that keeps them.")] = None,
-    at: Annotated[str | None, typer.Option(metavar="URL", help="Measure also the server of DIR there: http://HOST:PORT/v2/models/NAME.")] = None,
+    at: Annotated[str | None, typer.Option(metavar="URL", help="Measure also a server of DIR: http://HOST:PORT/v2/models/NAME.")] = None,
     floor: Annotated[bool, typer.Option("--floor", help="Print what one core can do at most; no DIR is needed.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -151,8 +151,8 @@ def bench(content: dict[str, Any]) -> None:
     """Latencies side by side, a row for each engine and number of candidates."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     loaded = any(row.get("load") for row in content["rows"])
-    columns = ("engine", "candidates", "p50 us", "p99 us", "cand/s/core", "times the first", "calls", *(("highest load/s",) if loaded else ()))
-    for i, name in enumerate(columns):
+    columns = ("engine", "candidates", "p50 us", "p99 us", "cand/s/core", "times the first", "calls", "highest load/s")
+    for i, name in enumerate(columns if loaded else columns[:-1]):
         table.add_column(name, justify="right" if i else "left", no_wrap=True)
     for row in content["rows"]:
         latency, times = row["latency_us"], row["first_is_faster"]
