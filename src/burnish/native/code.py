@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from burnish.graph.node import Node
-from burnish.native.plan import CTYPES, SIZES, Plan, Step, ctype, size
+from burnish.native.plan import CTYPES, SIZES, Plan, Step, Strip, ctype, size
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Code:
     lines: list[str] = field(default_factory=list)
     depth: int = 1
     step: Step | None = None
+    strip: Strip | None = None  # of the step
     refs: dict[tuple[Node, bool], Ref] = field(default_factory=dict)
     known: dict[tuple[str, Node], str] = field(default_factory=dict)
     count: int = 0
@@ -113,10 +114,11 @@ class Code:
         buffer = self.plan.buffers[place.buffer]
         name, kind = self.fresh("v"), CTYPES[node.dtype]
         at = buffer.offset + place.at * SIZES[buffer.ctype]
-        self.add(f"{const}{kind} *{name} = ({const}{kind} *)(r.arena + {at});")
         stride = str(buffer.stride)
         if node.side != self.step.side:  # a request's one row beside many candidates, or its rows beside theirs
             stride = f"(q * {stride})"
+        begin = f" + r.strip * {stride} * {SIZES[buffer.ctype]}" if self.strip and buffer.rows == self.plan.rows else ""
+        self.add(f"{const}{kind} *{name} = ({const}{kind} *)(r.arena + {at}{begin});")
         return Ref(name, stride, node)
 
     def padded(self, node: Node) -> bool:

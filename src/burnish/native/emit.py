@@ -35,7 +35,7 @@ struct ranker {
   const char *w[ARRAYS ? ARRAYS : 1];
   i64 rows[ARRAYS ? ARRAYS : 1];
   Half half[HALVES ? HALVES : 1];
-  i64 first_row;
+  i64 first_row, strip; // of the caller, and of the block
   union {
     ranker_fault_t fault;
     struct {
@@ -181,8 +181,7 @@ def emit(plan: Plan) -> Source:
         _step(code, number, step)
     sides = []
     for side in ("request", "candidate"):
-        calls = "".join(f"  step_{i}(r, M, q);\n" for i, step in enumerate(plan.steps) if step.side == side)
-        sides.append(f"static void {side}_side(ranker &r, i64 M, i64 q) {{\n{calls}}}\n")
+        sides.append(f"static void {side}_side(ranker &r, i64 M, i64 q) {{\n{_calls(plan, side)}}}\n")
         _prefetch(code, side)
     _feeds(code)
     outputs = _outputs(code)
@@ -219,6 +218,25 @@ def emit(plan: Plan) -> Source:
     return Source(text, model, entries, arena)
 
 
+def _calls(plan: Plan, side: str) -> str:
+    """The steps of a side in order, those of a strip in a loop over its rows."""
+    text = ""
+    for i, step in enumerate(plan.steps):
+        if step.side != side:
+            continue
+        strip = plan.strip_of(i)
+        if strip is None:
+            text += f"  step_{i}(r, M, q);\n"
+            continue
+        if i == strip.first:
+            text += f"  for (r.strip = 0; r.strip < M; r.strip += {strip.rows}) {{\n"
+            text += f"    const i64 part = M - r.strip < {strip.rows} ? M - r.strip : {strip.rows};\n"
+        text += f"    step_{i}(r, part, q);\n"
+        if i == strip.last:
+            text += "  }\n  r.strip = 0;\n"
+    return text
+
+
 def describe(graph: Graph, plan: Plan) -> dict[str, object]:
     """What ranker_describe says besides the instruction set: inputs, halves in the order of ranker_requests, outputs, rows of a block."""
     return {
@@ -231,7 +249,7 @@ def describe(graph: Graph, plan: Plan) -> dict[str, object]:
 
 
 def _step(code: Code, number: int, step: Step) -> None:
-    code.step, code.refs, code.known, code.count = step, {}, {}, 0
+    code.step, code.strip, code.refs, code.known, code.count = step, code.plan.strip_of(number), {}, {}, 0
     told = " -> ".join(node.op.name.lower() for node in step.nodes)
     code.lines.append(f"static void step_{number}(ranker &r, i64 M, i64 q) {{  // {told}")
     table.emit(code, step)

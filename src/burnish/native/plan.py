@@ -2,14 +2,15 @@
 
 A plan is a list of steps. Each step computes one *head* (a linear, a lookup, a reduction, ...; none for purely pointwise work) and the
 pointwise nodes fused behind it, and writes those values that another step reads. Steps of the request side come first; both sides work on
-blocks of `rows` rows whose buffers fit the near caches, so a whole model runs depth first. CONCAT is a place to write to, not a step;
+blocks of `rows` rows whose buffers fit the near caches, so a whole model runs depth first; steps that share no weights run over strips
+of a block, so that wide intermediate values stay in the nearest cache. CONCAT is a place to write to, not a step;
 RESHAPE and contiguous SLICE are other names for a place.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from burnish.errors import BuildError
 from burnish.graph.node import Graph, Node
@@ -33,18 +34,22 @@ FEW = 4  # outputs of a linear up to which its vectors run along the inputs
 ELEMENTWISE = POINTWISE | {Op.QUANTIZE}
 ALIGN = 64
 SLACK = 128  # bytes behind each buffer and packed array that a vector may read
+REUSED = 12  # rows of a product in one row of a block that make good use of a SMALL weight (values), which stays near meanwhile
+SMALL = 16 << 10
 BLOCKS = (48, 24, 12, 6)  # rows of a block, the first that keeps the arena within the second-level cache
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """Rows of an arena: `width` values of a row are used, `stride` lie from row to row; `offset` in bytes."""
+    """Rows of an arena: `width` values of a row are used, `stride` lie from row to row; `offset` in bytes. `rows`: those of a block, or of
+    the strip that alone uses it."""
 
     index: int
     ctype: str
     width: int
     stride: int
     side: str
+    rows: int = 0
     offset: int = 0
 
 
@@ -71,6 +76,15 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Strip:
+    """Steps `first` to `last` (included) that run over `rows` rows of a block at a time: what only they use stays in the nearest cache."""
+
+    first: int
+    last: int
+    rows: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What emit.py turns into C++. `rows`: rows of a block. Places are those of values with rows; constants are packed instead."""
 
@@ -79,12 +93,16 @@ class Plan:
     flags: tuple[str, ...]  # CPU flags the library will need
     rows: int
     steps: tuple[Step, ...]
+    strips: tuple[Strip, ...]
     places: dict[Node, Place]
     buffers: tuple[Buffer, ...]
     arena_bytes: int
 
     def buffer_of(self, node: Node) -> Buffer:
         return self.buffers[self.places[node].buffer]
+
+    def strip_of(self, step: int) -> Strip | None:
+        return next((strip for strip in self.strips if strip.first <= step <= strip.last), None)
 
 
 def size(node: Node) -> int:
@@ -108,11 +126,14 @@ def make(graph: Graph, host: Host, isa: str | None = None, rows: int | None = No
     for step in steps:
         _check(step)
     fit = host.cache_bytes[1] if len(host.cache_bytes) > 1 else 1 << 20
+    near = (host.cache_bytes[0] if host.cache_bytes else 32 << 10) * 3 // 4
+    lives = _lives(graph, steps, places)
     for height in (rows,) if rows else BLOCKS:
-        buffers, arena = _lay_out(graph, steps, places, drafts, height)
+        strips = _strips(steps, drafts, lives, height, near)
+        buffers, arena = _lay_out(drafts, lives, strips, height)
         if arena <= fit:
             break
-    return Plan(graph, isa, tuple(sorted(ISAS[isa][1])), height, tuple(steps), places, buffers, arena)
+    return Plan(graph, isa, tuple(sorted(ISAS[isa][1])), height, tuple(steps), strips, places, buffers, arena)
 
 
 def view_of(node: Node) -> tuple[Node, int] | None:
@@ -291,16 +312,18 @@ def _check(step: Step) -> None:
     table.check(step)
 
 
-def _lay_out(graph: Graph, steps: list[Step], places: dict[Node, Place], drafts: list[Buffer], rows: int) -> tuple[tuple[Buffer, ...], int]:
-    """Offsets: a buffer's bytes are used again by buffers that live at other steps. What candidates read of a request lives throughout."""
+Lives = dict[int, tuple[int, int]]  # buffer -> the first and the last step that uses it
+
+
+def _lives(graph: Graph, steps: list[Step], places: dict[Node, Place]) -> Lives:
+    """What candidates read of a request lives throughout, and so do outputs."""
     end = len(steps)
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
+    lives: Lives = {}
 
     def touch(node: Node, at: int) -> None:
         index = places[node].buffer
-        first.setdefault(index, at)
-        last[index] = max(last.get(index, at), at)
+        first, last = lives.get(index, (at, at))
+        lives[index] = (min(first, at), max(last, at))
 
     held = frozenset(node for step in steps for node in step.stored)
     skipped = absorbed(graph)
@@ -314,19 +337,56 @@ def _lay_out(graph: Graph, steps: list[Step], places: dict[Node, Place], drafts:
     for _, node in graph.outputs:
         if node.side != "constant":
             touch(node, end)
+    return lives
+
+
+def _strips(steps: list[Step], drafts: list[Buffer], lives: Lives, rows: int, near: int) -> tuple[Strip, ...]:
+    """Runs of steps that need no other rows, where what only they use would not fit `near` bytes for a whole block."""
+    strips, at = [], 0
+    while at < len(steps):
+        last = at
+        while last < len(steps) and _needs_no_rows(steps[last]) and steps[last].side == steps[at].side:
+            last += 1
+        own = sum(drafts[i].stride * SIZES[drafts[i].ctype] for i, (a, b) in lives.items() if at <= a and b < last)
+        if own * rows > near:
+            strips.append(Strip(at, last - 1, max(1, near // own)))
+        at = max(last, at + 1)
+    return tuple(strips)
+
+
+def _needs_no_rows(step: Step) -> bool:
+    """Whether a step is as fast for a few rows as for a block: no large weight is read anew for each few."""
+    head = step.head
+    if head is not None and head.op in FUSABLE_HEADS:
+        n, k = head.inputs[1].shape
+        return n <= FEW or (math.prod(head.shape[:-1]) >= REUSED and n * k <= SMALL)
+    return head is None or head.op not in (Op.INPUT, Op.GRU)
+
+
+def _lay_out(drafts: list[Buffer], lives: Lives, strips: tuple[Strip, ...], rows: int) -> tuple[tuple[Buffer, ...], int]:
+    """Offsets: a buffer's bytes are used again by buffers that live at other steps. What is used in a strip and elsewhere lives throughout
+    the strip, since its steps come again for the next rows."""
+    lives, height = dict(lives), dict.fromkeys(lives, rows)
+    for strip in strips:
+        inside = range(strip.first, strip.last + 1)
+        for index, (first, last) in lives.items():
+            if first in inside and last in inside:
+                height[index] = strip.rows
+            else:
+                lives[index] = (strip.first if first in inside else first, strip.last if last in inside else last)
     placed: list[tuple[int, int, int]] = []  # (offset, bytes, buffer)
     offsets: dict[int, int] = {}
-    for index in sorted(first, key=lambda i: (first[i], i)):
-        draft = drafts[index]
-        nbytes = rows * draft.stride * SIZES[draft.ctype] + SLACK
+    for index in sorted(lives, key=lambda i: (lives[i][0], i)):
+        draft, (first, last) = drafts[index], lives[index]
+        nbytes = height[index] * draft.stride * SIZES[draft.ctype] + SLACK
         nbytes = -(-nbytes // ALIGN) * ALIGN
         offset = 0
         for other_at, other_bytes, other in sorted(placed):
-            apart = last[other] < first[index] or last[index] < first[other]
+            apart = lives[other][1] < first or last < lives[other][0]
             if not apart and offset < other_at + other_bytes and other_at < offset + nbytes:
                 offset = other_at + other_bytes
         offsets[index] = offset
         placed.append((offset, nbytes, index))
     arena = max((at + n for at, n, _ in placed), default=0)
-    buffers = tuple(Buffer(d.index, d.ctype, d.width, d.stride, d.side, offsets.get(d.index, 0)) for d in drafts)
+    buffers = tuple(replace(draft, rows=height.get(draft.index, rows), offset=offsets.get(draft.index, 0)) for draft in drafts)
     return buffers, arena

@@ -52,7 +52,7 @@ INL i64 checked(ranker &r, i64 id, i64 rows, int table, i64 m) {
   if (!r.bad) {
     r.bad = RANKER_BAD_ID;
     r.bad_table = table;
-    r.bad_row = r.first_row + m;
+    r.bad_row = r.first_row + r.strip + m;
     r.bad_id = id;
   }
   return 0;
@@ -69,11 +69,11 @@ template <int W, class T> INL void lookup_row(const T &table, i64 id, float *y) 
   if constexpr (W % LANES != 0) store_some(y + W / LANES * LANES, table.template get<W>(id, W / LANES * LANES), W % LANES);
 }
 // Ask for the table rows of ids that the caller's rows `from` .. `from + count` hold, N of them from value `skip` of the half's row on.
-// Tables that fit the near caches are left alone, and so are ids outside: nothing here can fault.
+// Tables that fit the nearest cache are left alone (a model has many), and so are ids outside: nothing here can fault.
 template <int N, int COLUMNS_OF, int ROW_BYTES, class T>
 INL void prefetch_rows(const ranker &r, int half, i64 from, i64 count, int skip, const char *table, i64 rows, const float *scales) {
   const ranker::Half &h = r.half[half];
-  if (rows * ROW_BYTES < 1 << 18) return;
+  if (rows * ROW_BYTES < 1 << 14) return;
   const T *x = (const T *)h.rows + from * h.stride;
   for (i64 m = 0; m < count; m++, x += h.stride)
     for (int t = 0; t < N; t++) {

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 
 from burnish.errors import BuildError
+from burnish.graph.node import Graph, Node
+from burnish.graph.ops import Op
 from burnish.native.code import Code
 from burnish.native.plan import Step, absorbed
 
@@ -98,10 +100,10 @@ template <int R, int S, int K, int N, bool MIRROR> INL void dots_tile(const floa
   UNROLL
   for (int i = FOLDED; i < R * S; i++) sums[i] = sum_of(acc[i]);
   UNROLL
-  for (int i = 0; i < R; i++) UNROLL
-  for (int j = 0; j < S; j++) {
-    y[i * N + j] = sums[i * S + j];
-    if constexpr (MIRROR) mirrored[j * N + i] = sums[i * S + j];
+  for (int i = 0; i < R; i++) {
+    memcpy(y + i * N, sums + i * S, S * sizeof(float));
+    if constexpr (MIRROR) UNROLL
+    for (int j = 0; j < S; j++) mirrored[j * N + i] = sums[i * S + j];
   }
 }
 template <int M, int K, int N, int S, bool MIRROR> INL void dots_rows(const float *a, const float *b, float *y, int i, int j) {
@@ -109,11 +111,11 @@ template <int M, int K, int N, int S, bool MIRROR> INL void dots_rows(const floa
   for (; i + 4 <= M; i += 4) dots_tile<4, S, K, N, MIRROR>(a + i * K, b + j * K, y + i * N + j, y + j * N + i);
   if constexpr (M % 4 != 0) dots_tile<M % 4, S, K, N, MIRROR>(a + i * K, b + j * K, y + i * N + j, y + j * N + i);
 }
-// a (M, K) times b (N, K) transposed; SAME: a is b, so half of the products is enough
-template <int M, int K, int N, bool SAME> INL void dots_row(const float *a, const float *b, float *y) {
+// a (M, K) times b (N, K) transposed; SAME: a is b, so half of the products is enough, and `MIRROR` writes the other half
+template <int M, int K, int N, bool SAME, bool MIRROR> INL void dots_row(const float *a, const float *b, float *y) {
   ROLLED
-  for (int j = 0; j + 4 <= N; j += 4) dots_rows<M, K, N, 4, SAME>(a, b, y, SAME ? j : 0, j);
-  if constexpr (N % 4 != 0) dots_rows<M, K, N, N % 4, SAME>(a, b, y, SAME ? N / 4 * 4 : 0, N / 4 * 4);
+  for (int j = 0; j + 4 <= N; j += 4) dots_rows<M, K, N, 4, MIRROR>(a, b, y, SAME ? j : 0, j);
+  if constexpr (N % 4 != 0) dots_rows<M, K, N, N % 4, MIRROR>(a, b, y, SAME ? N / 4 * 4 : 0, N / 4 * 4);
 }
 template <int M, int K, int N> INL void matmul_row(const float *a, const float *b, float *y) {
   if constexpr (N == 1) {
@@ -155,11 +157,22 @@ def emit(code: Code, step: Step) -> None:
             at_y += f" + i{axis} * {math.prod(node.shape[axis + 1 :])}"
             at_a += _offset(a.shape, len(lead), axis)
             at_b += _offset(b.shape, len(lead), axis)
-        kernel = f"dots_row<{m}, {k}, {n}, {'true' if a is b else 'false'}>" if swapped else f"matmul_row<{m}, {k}, {n}>"
+        halves = "true, false" if a is b and reads_below(code.plan.graph, node) else "true, true" if a is b else "false, false"
+        kernel = f"dots_row<{m}, {k}, {n}, {halves}>" if swapped else f"matmul_row<{m}, {k}, {n}>"
         code.add(f"{kernel}({ra.row()}{at_a}, {rb.row()}{at_b}, {ry.row()}{at_y});")
         while code.depth > depth:
             code.depth -= 1
             code.add("}")
+
+
+def reads_below(graph: Graph, node: Node) -> bool:
+    """Whether all that is read of a square product is a TAKE of places on or below its diagonal, as in DLRM."""
+    users, outputs, n = graph.users(), {value for _, value in graph.outputs}, node.shape[-1]
+    flat = users[node]
+    if len(node.shape) != 2 or {node, *flat} & outputs or not all(v.op is Op.RESHAPE and len(v.shape) == 1 for v in flat):
+        return False
+    takes = [take for v in flat for take in users[v]]
+    return all(take.op is Op.TAKE and all(i // n >= i % n for i in take["indices"]) for take in takes)
 
 
 def _offset(shape: tuple[int, ...], rank: int, axis: int) -> str:

@@ -21,6 +21,7 @@ template <int OUTER, int N, int TAKEN, int INNER, class T> INL void take_row(con
 }
 """
 
+MOST_RUNS = 64  # of a TAKE that is copied run by run
 Axis = tuple[int, int, int]  # count, stride of the source, stride of the result
 
 
@@ -45,14 +46,34 @@ def emit(code: Code, step: Step) -> None:
             _copy(code, code.read(x), code.write(node), [(size(node), 1, 1)])
         case Op.TAKE:
             axis = node["axis"]
+            outer, inner = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
+            runs = runs_of(node["indices"])
+            if outer == 1 and len(runs) <= MOST_RUNS and len(node["indices"]) >= 4 * len(runs):
+                a, b = code.read(x), code.write(node)
+                with code.block("for (i64 m = 0; m < M; m++)"):
+                    at = 0
+                    for start, count in runs:
+                        code.add(f"copy_run<{count * inner}>({a.row()} + {start * inner}, {b.row()} + {at * inner});")
+                        at += count
+                return
             k = code.pointer("int32_t", "indices", numbers=node["indices"])
             a, b = code.read(x), code.write(node)
-            outer, inner = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
             code.add(
                 f"for (i64 m = 0; m < M; m++) take_row<{outer}, {x.shape[axis]}, {node.shape[axis]}, {inner}>({a.row()}, {k}, {b.row()});"
             )
         case Op.GATHER:
             _gather(code, node)
+
+
+def runs_of(indices: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(first, number) of each run of indices that follow each other."""
+    runs: list[tuple[int, int]] = []
+    for i in indices:
+        if runs and runs[-1][0] + runs[-1][1] == i:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((i, 1))
+    return runs
 
 
 def _strides(shape: tuple[int, ...]) -> list[int]:
