@@ -7,6 +7,7 @@ enough; `EMPTY` names them.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 import types
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from burnish.inputs import Input
+from families import FAMILIES, WITH_HISTORY, Fields
 
 PIP = {
     "deepctr-torch": "pip install --no-deps deepctr-torch requests urllib3 idna certifi charset-normalizer pandas python-dateutil "
@@ -222,7 +224,9 @@ def _widedeep(name: str, rec: bool = False, **options: Any) -> tuple[nn.Module, 
     numbers = {"continuous_cols": NUMBERS} if options.pop("dense", True) else {}
     part = getattr(importlib.import_module("pytorch_widedeep.models" + (".rec" if rec else "")), name)
     deep = part(column_idx=places, cat_embed_input=ids, **numbers, **options)
-    model = WideDeep(wide=Wide(FIELDS * CARDINALITY), deeptabular=deep)
+    model: nn.Module = WideDeep(wide=Wide(FIELDS * CARDINALITY), deeptabular=deep)
+    if name == "TabNet":  # its second output is a loss
+        model = First(model, ["wide", "deeptabular"])
     bounds = [CARDINALITY + 1] * FIELDS + [None] * DENSE
     wide = Input("wide", "int64", (FIELDS,), cardinality=FIELDS * CARDINALITY + 1)
     return model, [wide, Input("deeptabular", "float32", (FIELDS + DENSE,), cardinality=tuple(bounds))]
@@ -258,12 +262,20 @@ def _torchrec(crossed: bool) -> tuple[nn.Module, Sequence[Input]]:
     return TorchRec(crossed), [Input("dense", "float32", (DENSE,)), Input("ids", "int64", (FIELDS,), cardinality=CARDINALITY)]
 
 
+def _family(name: str) -> tuple[nn.Module, Sequence[Input]]:
+    """One of `families.py`, which are plain PyTorch."""
+    fields = Fields((CARDINALITY,) * FIELDS, DENSE, tuple(range(FIELDS // 2)), (0, 1), item=FIELDS - 1)
+    specs = [Input("ids", "int64", (FIELDS,), cardinality=CARDINALITY), Input("dense", "float32", (DENSE,))]
+    history = [Input("history", "int64", (10,), cardinality=CARDINALITY)] if name in WITH_HISTORY else []
+    return FAMILIES[name](fields), [*specs, *history]
+
+
 def entries() -> Iterator[Entry]:
     """Every model, library by library."""
 
     def rows(library: str, build: Callable[..., Any], models: Sequence[tuple[str, str, dict[str, Any]]]) -> Iterator[Entry]:
         for told, name, options in models:
-            yield Entry(library, told, lambda name=name, options=options: build(name, **options))  # type: ignore[misc]
+            yield Entry(library, told, functools.partial(build, name, **options))
 
     single = {"linear": False}
     yield from rows(
@@ -279,6 +291,7 @@ def entries() -> Iterator[Entry]:
         + [("DIEN, negative sampling", "DIEN", {"history": True, "gru_type": "AUGRU", "use_negsampling": True})]
         + [(n, n, single) for n in ("SharedBottom", "ESMM", "MMOE", "PLE")],
     )
+    yield from (Entry("burnish's benchmarks", name, functools.partial(_family, name)) for name in FAMILIES)
     yield from rows("torchrec", lambda name, **_: _torchrec(name == "DLRM_DCN"), [("DLRM", "DLRM", {}), ("DLRM_DCN", "DLRM_DCN", {})])
     ranking = ("WideDeep", "DeepFM", "DCN", "DCNv2", "EDCN", "AFM", "FiBiNet", "DeepFFM", "FatDeepFFM", "BST", "DIN", "DIEN", "AutoInt")
     multi = ("SharedBottom", "ESMM", "MMOE", "PLE", "AITM")
