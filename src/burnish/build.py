@@ -24,6 +24,7 @@ from burnish.graph.node import Graph
 from burnish.graph.ops import Op
 from burnish.host import Host, versions
 from burnish.inputs import Input, rows_of
+from burnish.passes import split
 from burnish.runtime.artifact import GOLDEN, Artifact, Golden, Manifest, Output, difference, digest, write_manifest
 from burnish.train import Training
 
@@ -113,6 +114,38 @@ def build(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return Artifact(out, write_manifest(out, manifest), temporary)
+
+
+def compile_split(
+    graph: Graph,
+    recipe: str | Path | recipes.Recipe = "int8",
+    calibration: Mapping[str, np.ndarray] | None = None,
+    host: Host | None = None,
+    threads: int | None = None,
+    training: Training | None = None,
+) -> tuple[Artifact, Artifact]:
+    """`compile`, cut at the border between request and candidate (passes/split.py): the user's part, and the device's part for `host`.
+
+    The recipe is applied to the whole, so both together compute what its artifact would, to the bit. The user's part takes requests as
+    rows; its outputs are request inputs of the device's part. The manifest says under `measured.split` what is sent, and how many bytes.
+    Both are the native backend's. BuildError when the graph has nothing to cut.
+    """
+    chosen = recipes.recipe(recipe, "native")
+    if threads is not None:
+        chosen = msgspec.structs.replace(chosen, threads=threads)
+    changed, decided = decide(graph, chosen, calibration, training=training)
+    cut = split.split(changed)
+    table = golden_rows(graph.inputs, calibration)
+    parts = {half: _half(table, half) for spec in graph.inputs for half in spec.halves}
+    rows_of_user = {half.name: array for half, array in parts.items() if half.side == "request"}
+    rows_of_device = {half.name: array for half, array in parts.items() if half.side == "candidate"} | interpret(cut.user, rows_of_user)
+    told = {"sent": [spec.name for spec in cut.sent], "payload_bytes": cut.payload_bytes}
+    made = []
+    for part, part_of, rows, where in (("user", cut.user, rows_of_user, None), ("device", cut.device, rows_of_device, host)):
+        artifact = build(part_of, decided, rows, where, apply=lambda whole, recipe, _: (whole, recipe))
+        artifact.measured(split={"part": part, **told})
+        made.append(artifact)
+    return made[0], made[1]
 
 
 def add_programs(artifact: Artifact, isas: Sequence[str]) -> Artifact:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from burnish.errors import BurnishError, JobError, ObjectiveNotMet, ServeError
+from burnish.errors import BuildError, BurnishError, JobError, ObjectiveNotMet, ServeError
 
 if TYPE_CHECKING:
     from burnish.graph.node import Graph
@@ -143,6 +143,9 @@ def compile_(
         typer.Option(help="avx2, aarch64-linux, ...; one artifact for all of several, separated by commas; default: this one."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
+    split: Annotated[
+        bool, typer.Option("--split", help="Two artifacts, OUT/user for this machine and OUT/device for the target: docs/edge.md.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Build one artifact by one recipe, without a search."""
@@ -155,6 +158,9 @@ def compile_(
     graph, job = _captured(model)
     rows = job.rows("calibration", CALIBRATION_ROWS, graph.inputs).table if job and job.split_path("calibration") else None
     source = job.source if job else model
+    if split:
+        _compile_split(graph, out, recipe, rows, backend, hosts, threads, as_json)
+        return
     artifact = burnish.compile(graph, recipe, rows, backend, hosts[0], threads, source)
     if len(hosts) > 1:
         from burnish.build import add_programs
@@ -376,6 +382,25 @@ def _fail(sentence: str, code: int) -> int:
         traceback.print_exc()
     print(f"burnish: {sentence}{'' if sentence.endswith(('.', '?')) else '.'}", file=sys.stderr)
     return code
+
+
+def _compile_split(
+    graph: Graph, out: Path, recipe: str, rows: Any, backend: str | None, hosts: Sequence[Any], threads: int, as_json: bool
+) -> None:
+    """`compile --split`: OUT/user and OUT/device."""
+    from burnish.build import add_programs, compile_split
+
+    if backend not in (None, "native"):
+        raise BuildError(f"--split cuts the model for the native backend, and met --backend {backend}. Leave one of the two out")
+    user, device = compile_split(graph, recipe, rows, hosts[0], threads)
+    if len(hosts) > 1:
+        add_programs(device, [host.isa for host in hosts[1:] if host])
+    user.save(out / "user")
+    device.save(out / "device")
+    told = {"path": str(out), **device.manifest.measured["split"], "user_bytes": user.weight_bytes, "device_bytes": device.weight_bytes}
+    del told["part"]
+    sentence = f"{out}: {told['user_bytes']:,} bytes of weights for the user's part, {told['device_bytes']:,} for the device's"
+    _print_json(told) if as_json else print(f"{sentence}; a request sends {told['payload_bytes']:,} bytes between them")
 
 
 def _rank(host: Any) -> int:
