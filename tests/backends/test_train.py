@@ -18,7 +18,7 @@ from burnish.train import Progress, Training
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 from burnish.graph.to_torch import to_torch  # noqa: E402
-from burnish.train import qat  # noqa: E402
+from burnish.train import loop, qat  # noqa: E402
 from burnish.train.finetune import finetune  # noqa: E402
 
 SMALL = {
@@ -314,3 +314,55 @@ def test_what_is_quantized_already_is_not_trained():
     graph, calibration, training = one_output()
     with pytest.raises(RecipeError, match=r"step Qat quantizes the linears itself, and a step before it has done so\. Leave Int8 out"):
         apply(graph, Recipe((Int8(loss=1.0), Qat())), calibration, training)
+
+
+def looks(monkeypatch, losses: list[float], drop: float = 1.0) -> list[Progress]:
+    """What a training of 20 looks tells when the held-out rows say this."""
+    said, seen = iter(losses), []
+    monkeypatch.setattr(loop._Run, "_judge", lambda self: (next(said), drop))
+    graph = small()
+    finetune(graph, given(graph, 500, progress=seen.append), graph, epochs=20, batch=450)
+    return seen
+
+
+def test_a_rate_that_disturbs_at_first_does_not_end_a_training(monkeypatch):
+    """Worse than at the start for ten looks, but better at each: the rate is falling, and the end is the best."""
+    seen = looks(monkeypatch, [1.0, 9.0, *np.linspace(8, 0.5, 19)])
+    assert seen[-1].step == seen[-1].steps and seen[-1].best == 0.5
+
+
+def test_a_training_that_only_gets_worse_ends_early(monkeypatch):
+    assert looks(monkeypatch, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])[-1].step == 6
+
+
+def test_a_drop_of_auc_that_no_gate_sees_ends_a_training(monkeypatch):
+    assert looks(monkeypatch, [1.0], drop=9e-6)[-1].step == 0
+    monkeypatch.undo()
+    graph, seen = small(), []
+    finetune(graph, given(graph, progress=seen.append), graph)  # already what it shall be
+    assert seen[-1].step == 0 and 0 <= seen[-1].drop <= loop.ENOUGH
+
+
+def test_few_rows_are_seen_more_often_than_many():
+    graph, told = small(), []
+    training = given(graph, 600, progress=lambda found: told.append(found.steps))
+    apply(graph, Recipe((Qat(),)), testing.rows(graph, 400, 0), training)
+    assert told[0] == loop.LEAST_STEPS
+    apply(graph, Recipe((Qat(epochs=2),)), testing.rows(graph, 400, 0), training)
+    assert told[-1] == 2 * 3  # 536 rows in batches of 256
+
+
+def test_rows_to_learn_from_are_recombined_of_the_two_sides_and_scored_by_the_original():
+    graph = small()
+    table, other = ({k: torch.from_numpy(a) for k, a in testing.rows(graph, 64, seed).items()} for seed in (1, 2))
+    loss = loop._Loss("Qat", graph, table, Training({}), "original")
+    mixed, targets = loss.recombined(table, loss.targets_of(np.arange(64)), other)
+    for spec in graph.inputs:
+        for half in spec.halves:
+            at = (slice(None), list(half.columns)) if half.columns else slice(None)
+            first, rest = mixed[spec.name][:32][at], mixed[spec.name][32:][at]
+            assert torch.equal(first, (other if half.side == "candidate" else table)[spec.name][:32][at])
+            assert torch.equal(rest, table[spec.name][32:][at])
+    want = run(to_torch(graph), {name: array.numpy() for name, array in mixed.items()})[""]
+    assert np.array_equal(targets["score"].numpy(), want)
+    assert loss.recombines and not loop._Loss("Qat", graph, table, Training({}, np.arange(64) % 2), "labels").recombines
