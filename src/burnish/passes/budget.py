@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from burnish.errors import RecipeError
 from burnish.graph.node import Graph
-from burnish.passes.evidence import Judge, Rows, macs
+from burnish.passes.evidence import Judge, macs
 
 NOTHING = 1e-7  # a loss that rounding alone makes
 ROUNDS = 6  # trials of the whole
@@ -25,24 +25,24 @@ class Level:
     loss: float
 
 
-def shrink(graph: Graph, judging: Rows, budget: float, places: Sequence[Sequence[int]], made: Made) -> Graph:
+def shrink(graph: Graph, judge: Judge, budget: float, places: Sequence[Sequence[int]], made: Made) -> Graph:
     """Of all `made(sizes, False)`, a size for some places from the sizes of each, one of least cost whose loss is within the budget.
 
     The sizes of a place are the largest first; they are tried one place alone, down to the first that loses too much.
     """
-    judge, whole = Judge(graph, judging), macs(graph)
+    whole = macs(graph)
     levels = {i: _levels(sizes, budget, judge, whole, lambda size, i=i: made({i: size}, False)) for i, sizes in enumerate(places)}  # type: ignore[misc]
     best = spend(budget, whole, levels, lambda sizes: judge.loss(made(sizes, False)))
     return better(judge, best, made) if best else graph
 
 
-def at_sizes(graph: Graph, judging: Rows, given: Sequence[tuple[str, int]], names: Sequence[str], made: Made) -> Graph:
+def at_sizes(graph: Graph, judge: Judge, given: Sequence[tuple[str, int]], names: Sequence[str], made: Made) -> Graph:
     """The graph with the places called so shrunk to the sizes given, the others whole. RecipeError for a name that no place has."""
     place = {name: i for i, name in enumerate(names)}
     for name, _ in given:
         if name not in place:
             raise RecipeError(f"a size is given for {name!r}, and nothing there can shrink; what can is {', '.join(names) or 'nothing'}")
-    return better(Judge(graph, judging), {place[name]: size for name, size in given}, made) if given else graph
+    return better(judge, {place[name]: size for name, size in given}, made) if given else graph
 
 
 def better(judge: Judge, sizes: Sizes, made: Made) -> Graph:

@@ -17,7 +17,7 @@ from burnish.graph.interpret import constant
 from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import Op
 from burnish.passes.budget import Sizes, at_sizes, shrink
-from burnish.passes.evidence import Rows, macs, moments, split
+from burnish.passes.evidence import Judge, Rows, macs, moments, split
 from burnish.passes.refit import followed, is_plain, weight_name, weight_names
 
 LEAST = 32  # inputs and outputs of a linear below which two products are no cheaper than one
@@ -78,8 +78,8 @@ def low_rank(
         return factored(graph, {found[i]: size for i, size in sizes.items()}, fit if refit else None)
 
     if not isinstance(ranks, str):
-        return at_sizes(graph, judging, ranks, weight_names([each.node for each in found]), made)
-    return shrink(graph, judging, loss, [each.ranks() for each in found], made)
+        return at_sizes(graph, Judge(graph, judging), ranks, weight_names([each.node for each in found]), made)
+    return shrink(graph, Judge(graph, judging), loss, [each.ranks() for each in found], made)
 
 
 def factors(graph: Graph, rows: Rows, narrowest: int = LEAST) -> list[Factors]:

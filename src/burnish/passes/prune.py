@@ -17,14 +17,18 @@ import numpy as np
 from burnish.graph.interpret import constant
 from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import POINTWISE, REDUCE, Op
-from burnish.passes.budget import Sizes, at_sizes, shrink
-from burnish.passes.evidence import Moments, Rows, moments, split
+from burnish.passes.budget import NOTHING, Made, Sizes, at_sizes, shrink
+from burnish.passes.coupled import Group, by_worth, cut, groups
+from burnish.passes.evidence import Judge, Moments, Rows, macs, moments, split, spread
 from burnish.passes.refit import WIDEST, followed, is_plain, refitted, weight_name, weight_names
 from burnish.passes.segments import bounds
 
 LEAST = 32  # neurons of a layer below which nothing is gained
 RIDGE = 1e-6  # of the mean variance of the neurons: below what float32 resolves
 PARTS = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 1 / 16)  # of a layer that may remain
+TRIED = 12  # groups that are looked at
+GROUP_ROWS = (4096, 1024)  # to fit and to judge each on; what is taken is judged on all
+GONE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # entries of a group, or units of them, that may go
 STEPS = 512  # removals of one layer; a wider one loses several neurons in each
 
 
@@ -71,28 +75,80 @@ def prune(
 ) -> Graph:
     """linear(f(linear(x, W, b)), V, c)  ->  linear(f(linear(x, W_S, b_S)), V', c'), S the neurons that stay; layers of `narrowest` or more.
 
-    1. By default sizes are chosen so that the model saves most at an expected relative loss of AUC of at most `loss` (evidence.Judge).
-    2. `keep` instead is the part of every layer that stays, rounded up to what kernels like.
-    3. `widths` instead says how many stay, by the name of the weight of a layer's first linear; layers not named stay whole.
+    1. By default sizes are chosen so that the model saves most at an expected relative loss of AUC of at most `loss` (evidence.Judge): at
+       first, for half of it, of what `coupled.groups` finds (heads, experts, columns of tables, features), then of layers.
+    2. `keep` instead is the part of every layer that stays, rounded up to what kernels like; groups stay whole.
+    3. `widths` instead says how many stay, by the name of the weight of a layer's first linear, or of a group; others stay whole.
     Layers are those that `layers` finds; sizes are multiples of 64 or 16. RecipeError for fewer than 64 calibration rows.
     """
     fit, judging = split(graph, calibration)
+    if not isinstance(keep, str):
+        found, _, made = _layers_made(graph, fit, narrowest)
+        wanted = {i: [n for n in layer.sizes if n >= keep * layer.width] for i, layer in enumerate(found)}
+        sizes = {i: each[-1] for i, each in wanted.items() if each}
+        return made(sizes, True) if sizes else graph
+    judge = Judge(graph, judging)
+    if not isinstance(widths, str):
+        of_groups = {group.name for group in groups(graph)} & {name for name, _ in widths}
+        smaller = without(graph, fit, judge, given={name: size for name, size in widths if name in of_groups})
+        _, names, made = _layers_made(smaller, fit, narrowest)
+        return at_sizes(smaller, judge, [each for each in widths if each[0] not in of_groups], names, made)
+    smaller = without(graph, fit, judge, loss / 2)
+    found, _, made = _layers_made(smaller, fit, narrowest)
+    return shrink(smaller, judge, loss, [layer.sizes for layer in found], made) if found else smaller
+
+
+def without(graph: Graph, fit: Rows, judge: Judge, loss: float = 0.0, given: Mapping[str, int] | None = None) -> Graph:
+    """The graph with entries of its groups left out, one group after another: as many as the expected loss allows, of the TRIED groups with
+    most products; or as many as `given` says, by the group's name."""
+    few, quick = spread(fit, GROUP_ROWS[0]), judge.on(GROUP_ROWS[1])
+    tried: set[str] = set()
+    while len(tried) < (TRIED if given is None else len(given)):
+        group = next((each for each in groups(graph) if each.name not in tried and (given is None or each.name in given)), None)
+        if group is None:
+            break
+        tried.add(group.name)
+        seen = moments(graph, [reader.inputs[0] for reader in group.readers], few) if group.readers else {}
+        graph = _left_out(graph, group, seen, judge, quick, loss, None if given is None else given[group.name])
+    return graph
+
+
+def _left_out(
+    graph: Graph, group: Group, seen: Mapping[Node, Moments], judge: Judge, quick: Judge, loss: float, given: int | None
+) -> Graph:
+    """The graph with as many entries of one group left out as the loss allows, or with `given` that stay; itself where none may go."""
+    if group.readers:
+        order = by_worth(group, seen)
+    else:  # its entries meet in sums and products only, as experts do under their gate: what each is worth, the scores say
+        entries = np.arange(group.size)
+        order = np.argsort([quick.loss(cut(graph, {group: np.delete(entries, i)}, seen)) for i in entries], kind="stable")
+
+    def made(size: int) -> Graph:
+        return cut(graph, {group: np.sort(order[-size:])}, seen)
+
+    if given is not None:
+        return made(given)
+    whole, sizes = macs(graph), [n for n in range(group.size - 1, 0, -1) if n % group.unit == 0]
+    fits = []
+    for size in [sizes[gone - 1] for gone in GONE if gone <= len(sizes)]:
+        smaller = made(size)
+        if macs(smaller) >= whole or quick.loss(smaller) > loss + NOTHING:
+            break
+        fits.append(smaller)
+    return next((smaller for smaller in reversed(fits) if judge.loss(smaller) <= loss + NOTHING), graph)
+
+
+def _layers_made(graph: Graph, fit: Rows, narrowest: int) -> tuple[list[Layer], list[str], Made]:
+    """The layers of a graph, the name of each, and what makes the graph with some of them at other sizes."""
     found = layers(graph, narrowest)
-    if not found:
-        return graph
-    seen = moments(graph, [reader.node.inputs[0] for layer in found for reader in layer.readers], fit)
+    seen = moments(graph, [reader.node.inputs[0] for layer in found for reader in layer.readers], fit) if found else {}
     order = {layer: removal(layer, seen) for layer in found}
 
     def made(sizes: Sizes, refit: bool) -> Graph:
         kept = {found[i]: np.sort(order[found[i]][-size:]) for i, size in sizes.items()}
         return pruned(graph, kept, seen, fit if refit else None)
 
-    if not isinstance(widths, str):
-        return at_sizes(graph, judging, widths, weight_names([layer.linears[0] for layer in found]), made)
-    if not isinstance(keep, str):
-        wanted = {i: [n for n in layer.sizes if n >= keep * layer.width] for i, layer in enumerate(found)}
-        return made({i: sizes[-1] for i, sizes in wanted.items() if sizes}, True)
-    return shrink(graph, judging, loss, [layer.sizes for layer in found], made)
+    return found, weight_names([layer.linears[0] for layer in found]), made
 
 
 def layers(graph: Graph, narrowest: int = LEAST) -> list[Layer]:
