@@ -33,7 +33,7 @@ from burnish.graph.show import cost
 from burnish.host import Host
 from burnish.inputs import Input
 from burnish.recipe import Int8, Recipe, apply, recipe
-from native_dcn import median_us, opened
+from native_speed import median_us, opened
 from pages import footer
 from zoo import PIP, Absent, Entry, entries
 

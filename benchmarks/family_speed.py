@@ -28,7 +28,7 @@ from burnish.inputs import Input
 from burnish.recipe import FactorRequest, Recipe, apply, recipe
 from burnish.testing.builders import rows
 from families import FAMILIES, WITH_HISTORY, Fields
-from native_dcn import calls, median_us, opened
+from native_speed import calls, median_us, opened
 from pages import footer
 
 SIZES = (1, 16, 128)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import native_speed
 import speed
 from models import complete_journey
 from pages import footer
@@ -28,7 +29,11 @@ def main() -> None:
     setting = f"{demo.name}, one core, microseconds a call, median of 10 rounds in turns (± half of the spread)."
     lines = [DOUBTS, "", "## Speed", "", setting]
     lines += [*_doc(speed), "", *speed.table(times), "", footer(command)]
-    options.out.write_text("\n".join(lines) + "\n")
+    lines += ["", "## The native backend", "", *_doc(native_speed), ""]
+    for section in native_speed.pages(options.seconds / 3, list(native_speed.MODELS), native_speed.ALL_PEERS):
+        lines += section
+        options.out.write_text("\n".join(lines) + "\n")  # what is done is kept, should the rest be stopped
+    options.out.write_text("\n".join([*lines, footer(command)]) + "\n")
     print(options.out)
 
 
