@@ -106,6 +106,16 @@ def test_a_finished_search_is_not_repeated(finished):
     assert (out / "trials.jsonl").read_bytes() == before
 
 
+def test_the_report_names_the_layers_that_int8_costs_most(finished):
+    _, out, _ = finished
+    trials = {trial["id"]: trial for trial in json.loads((out / "report.json").read_text())["trials"]}
+    layers = trials["onnxruntime-int8"]["layers"]
+    assert {layer["name"] for layer in layers} == {"cross.weight", "deep.0.weight", "deep.2.weight"}
+    assert [layer["loss"] for layer in layers] == sorted((layer["loss"] for layer in layers), reverse=True)
+    assert {layer["kept"] for layer in layers} <= {"int8", "float32"} and all(layer["macs"] > 0 for layer in layers)
+    assert trials["onnxruntime-fp32"]["layers"] is None
+
+
 def test_another_load_and_price_are_decided_from_the_same_measurements(finished, tmp_path):
     job, out, first = finished
     before = (out / "trials.jsonl").read_bytes()

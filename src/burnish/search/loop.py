@@ -308,6 +308,7 @@ class Search:
         try:
             self._attempt(name, trial)
             result = call(self.subject, trial, self.effort)
+                layers=built.get("layers"),
         except TurnedDown as verdict:
             result, rejected = verdict.found, str(verdict)
         except JobError:

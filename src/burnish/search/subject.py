@@ -28,7 +28,7 @@ from burnish.train import Training
 if TYPE_CHECKING:
     from burnish.decided import Kept
     from burnish.graph.node import Graph
-    from burnish.recipe import Recipe
+    from burnish.recipe import Recipe, Step
     from burnish.trace import Trace
 
 CALIBRATION_ROWS = 20_000
@@ -46,6 +46,7 @@ class Subject:
         self.job, self.work, self.model, self.host = job, work, model, host
         self.trained: Callable[[TrainingProgress], object] = lambda _: None  # told how a training goes
         self._calibrated: Kept = {}
+        self._layers: dict[tuple[Step, ...], list[dict[str, Any]]] = {}
 
     @cached_property
     def graph(self) -> Graph:
@@ -180,6 +181,23 @@ class Subject:
         from burnish.decided import decide
 
         return decide(graph, recipe, calibration, self.training, self._calibrated)
+
+    def layers(self, recipe: Recipe) -> list[dict[str, Any]] | None:
+        """What each linear loses when Int8 makes it alone int8, the guiltiest first, and in what it was kept; None of a recipe without."""
+        from burnish.quantize import sensitivity
+        from burnish.recipe import Int8, Recipe
+
+        at = next((i for i, step in enumerate(recipe.steps) if isinstance(step, Int8)), None)
+        if at is None or self.calibration is None:
+            return None
+        steps = recipe.steps[: at + 1]
+        if steps not in self._layers:
+            before, after = (self.apply(self.graph, Recipe(part), self.calibration)[0] for part in (steps[:-1], steps))
+            found = sensitivity.layers(before, after, self.calibration)
+            self._layers[steps] = [
+                {"name": layer.name, "loss": layer.loss, "macs": layer.macs, "kept": "float32" if layer.kept else "int8"} for layer in found
+            ]
+        return self._layers[steps]
 
     def score(self, scorer: Scorer, rows: int, start: int = 0) -> np.ndarray:
         """Scores of the validation rows from `start` to `rows`, of the output that the label judges."""

@@ -105,6 +105,7 @@ def trial_row(trial: Trial, chosen: Trial | None) -> dict[str, Any]:
         "arena_bytes": measured.arena_bytes,
         "resident_bytes": measured.resident_bytes,
         "decided": measured.decided,
+        "layers": measured.layers,
         "load": measured.load,
         "seconds": trial.seconds,
     }
