@@ -137,7 +137,9 @@ def compile_(
     model: Annotated[str, typer.Argument(metavar="MODEL|JOB.toml", help="A job file, a .pt2 or a .onnx.")],
     out: Annotated[Path, typer.Option(help="Directory of the artifact.")],
     recipe: Annotated[str, typer.Option(help="A recipe's name, or a .toml or .json file.")] = "int8",
-    backend: Annotated[str | None, typer.Option(help="native, onnxruntime, openvino, inductor, eager; default: the recipe's own.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="native, onnxruntime, openvino, inductor, executorch, eager; default: the recipe's own.")
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(help="avx2, aarch64-linux, ...; one artifact for all of several, separated by commas; default: this one."),
@@ -175,7 +177,7 @@ def compile_(
 def export(
     directory: Directory,
     out: Annotated[Path, typer.Option(help="A new or empty directory.")],
-    to: Annotated[str, typer.Option(help="c, k8s, kserve, mlflow, onnx, ray-serve, triton, wasm: docs/export.md.")] = "c",
+    to: Annotated[str, typer.Option(help="c, executorch, k8s, kserve, mlflow, onnx, ray-serve, triton, wasm: docs/export.md.")] = "c",
     target: Annotated[str | None, typer.Option(help="aarch64-linux, x86_64-linux, or an instruction set; default: this machine's.")] = None,
     as_json: AsJson = False,
 ) -> None:

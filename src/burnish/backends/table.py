@@ -26,6 +26,7 @@ BACKENDS: dict[str, str] = {
     "onnxruntime": "burnish.backends.onnxruntime:OnnxRuntime",
     "openvino": "burnish.backends.openvino:OpenVino",
     "inductor": "burnish.backends.inductor:Inductor",
+    "executorch": "burnish.backends.executorch:ExecuTorch",
     "eager": "burnish.backends.eager:Eager",
 }
 

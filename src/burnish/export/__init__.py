@@ -10,6 +10,7 @@ from burnish.errors import BuildError
 
 FORMATS = {
     "c": "burnish.export.c:export",
+    "executorch": "burnish.export.executorch:export",
     "k8s": "burnish.export.kubernetes:kubernetes",
     "kserve": "burnish.export.kubernetes:kserve",
     "mlflow": "burnish.export.mlflow:export",

@@ -49,7 +49,7 @@ def split(graph: Graph) -> Split:
     if not any(half.side == "candidate" for spec in graph.inputs for half in spec.halves):
         raise BuildError("there is nothing to split: the model has no candidates. Declare the candidates' columns (side)")
     taken = {spec.name for spec in graph.inputs} | {name for name, _ in graph.outputs}
-    sent = []
+    sent: list[Input] = []
     for node in border:
         number = len(sent)
         name = f"user{number}"
