@@ -25,6 +25,11 @@ check: $(INSTALLED)  ## style, types, import direction, docs
 bench: $(DATA)/dcn_v2.pt  ## every published figure, into docs/benchmarks.md
 	$(BIN)/python benchmarks/run.py --out docs/benchmarks.md
 	$(BIN)/python benchmarks/accuracy.py --short
+	$(BIN)/python benchmarks/smaller.py --short
+	$(BIN)/python benchmarks/serving.py --short
+
+bench-serve: $(DATA)/dcn_v2.pt  ## serving beside other servers, under load, overload, swaps and kills, into docs/serving_benchmarks.md
+	$(BIN)/python benchmarks/serving.py
 
 accuracy: $(DATA)/dcn_v2.pt  ## what cheaper costs in accuracy, over rankers of many families, into docs/accuracy.md; a stopped run goes on
 	$(BIN)/python benchmarks/accuracy.py
