@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 APT := chromium qemu-user-static libc6-arm64-cross libc6-armhf-cross libc6-riscv64-cross
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check bench accuracy serve-demo browser clean
+.PHONY: demo test check bench bench-serve accuracy serve-demo browser clean
 .DELETE_ON_ERROR:
 
 demo: $(DATA)/dcn_v2.pt  ## from nothing to a decision: data, a trained model, burnish optimize

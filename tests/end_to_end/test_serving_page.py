@@ -9,10 +9,12 @@ import json
 import re
 import shutil
 import subprocess
+import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import burnish
@@ -21,6 +23,7 @@ from burnish.graph.node import Graph, Node, input_node
 from burnish.graph.ops import Op
 from burnish.inputs import Input
 from burnish.serve.process import Server, free_port
+from burnish.serve.rollout import Limits, Rollout
 
 pytest.importorskip("onnxruntime")
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
@@ -74,3 +77,18 @@ def test_every_python_line_prints_what_the_page_shows(server):
             code = code.replace("localhost:8000", server.address).replace("localhost:8001", f"{server.host}:{server.options['grpc']}")
             exec(compile(code, str(PAGE), "exec"), names)
         assert printed.getvalue() == expected
+
+
+def test_the_rollout_that_the_page_shows_has_every_default(server):
+    (shown,) = re.findall(r"^```\n(\{\"candidate\".*?)```", PAGE.read_text(), re.M | re.S)
+    assert msgspec.json.decode(shown, type=Rollout, strict=True) == Rollout(candidate="4", mode="canary")
+    told = json.loads(shown)
+    assert set(told) == set(Rollout.__struct_fields__) and set(told["limits"]) == set(Limits.__struct_fields__)
+
+
+def test_every_metric_that_the_page_names_is_there_and_no_other(server):
+    with urllib.request.urlopen(f"{server.url}/metrics") as answer:
+        found = {line.split()[2] for line in answer.read().decode().splitlines() if line.startswith("# TYPE")}
+    text = PAGE.read_text()
+    table = text[text.index("## Seen from outside") : text.index("One request in 16")]
+    assert set(re.findall(r"`((?:burnish|nv)_\w+)", table)) == found

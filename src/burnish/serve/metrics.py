@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, UnknownMetricFamily
 
 from burnish.serve.rollout import BINS, Arm, drift
 
@@ -251,7 +251,8 @@ class Board:
             seconds = total[_STARTS[f"burnish_{of}_seconds"] + _SECONDS_SUM]
             told.append((f"nv_inference_{name}_duration_us", f"Microseconds in all: {of}.", seconds * 1e6))
         for name, about, value in told:
-            family = _Bare(name, about, labels=tuple(labels))
+            # a counter would be told under a name with _total, which Triton's have not; Prometheus counts in untyped ones as well
+            family = UnknownMetricFamily(name, about, labels=tuple(labels))
             family.add_metric(tuple(labels.values()), value)
             yield family
 
@@ -262,10 +263,3 @@ class Board:
     def remove(self) -> None:
         """Delete the file; processes that mapped it keep counting into nothing."""
         self.path.unlink(missing_ok=True)
-
-
-class _Bare(CounterMetricFamily):
-    """A counter under a name without _total, as Triton has them."""
-
-    def add_metric(self, labels: Sequence[str], value: float, *_: Any, **__: Any) -> None:
-        self.add_sample(self.name, dict(zip(self._labelnames, labels)), value)
