@@ -409,6 +409,22 @@ def test_the_peak_is_confirmed_by_a_long_run():
         assert found.sentence.startswith(f"{found.qps:,.0f} queries per second keep p99 at ")
 
 
+def test_loadgens_own_search_finds_a_load_too():
+    def takes_five_milliseconds(request, candidates):
+        time.sleep(0.005)
+        return scoring(request, candidates)
+
+    none = r"^LoadGen's FindPeakPerformance found no load from 50 queries per second on\. Begin with fewer$"
+    try:
+        found = load.loadgens_peak(takes_five_milliseconds, traffic(), 100_000, start_qps=50, seconds=0.5)
+    except MeasureError as error:  # a machine so busy that even this does not hold
+        assert re.match(none, str(error))
+    else:
+        assert 50 <= found < 300
+    with pytest.raises(MeasureError, match=none):
+        load.loadgens_peak(takes_five_milliseconds, traffic(), 100, start_qps=50, seconds=0.2)
+
+
 def test_no_load_is_offered_when_a_call_alone_misses_the_objective():
     def slow(request, candidates):
         time.sleep(0.01)

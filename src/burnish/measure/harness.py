@@ -94,6 +94,7 @@ class Run:
         self.give_up_after = give_up_after
         self.service_ns: list[int] = []
         self.harness_ns: list[int] = []
+        self.between_ns: list[int] = []  # from one query to the next: reading it, where it was there already, and idling
         self.answers: list[tuple[int, object]] = []
         self.server_cpu_ns = 0
         self.gave_up = False
@@ -137,8 +138,10 @@ class Run:
             os.sched_setaffinity(0, self.cores[1 + number])
         clock, call, calls, keep = time.perf_counter_ns, self.calls[number], self.traffic, self.keep
         read, queries, done, size = os.read, self.generator.queries, self.generator.done, QUERY.size
+        last = clock()
         while (query := QUERY.unpack(read(queries, size)))[0] != NO_ID:
             taken = clock()
+            self.between_ns.append(taken - last)
             ident, index = query
             answered = ident.to_bytes(DONE_BYTES, sys.byteorder)
             if self.failure is not None or time.monotonic() >= self.stop_at:
@@ -156,7 +159,8 @@ class Run:
             if index in keep and len(self.answers) < KEPT:
                 self.answers.append((index, kept(answer)))
             _tell(done, answered)
-            self.harness_ns.append(begin - taken + clock() - end)
+            last = clock()
+            self.harness_ns.append(begin - taken + last - end)
 
 
 def _tell(done: int, answered: bytes) -> None:

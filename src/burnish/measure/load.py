@@ -38,7 +38,8 @@ __all__ = ["LoadResult", "Peak", "Prediction", "highest_load", "peak", "server",
 LATE = 0.1  # the generator's p99 delay may be this share of the objective ...
 LATE_US = 200  # ... and this much in any case: waking a thread takes so long, and it counts as latency, so it never flatters
 QUANTILES = (50.0, 90.0, 99.0, 99.9)  # that are claimed, each with what it does not exceed with 99 % confidence
-OCCUPIED = 201  # quantiles kept of the time that a query takes a server
+OCCUPIED = 200  # quantiles kept of the time that a query takes a server
+READ_US = 20.0  # at most, to take a query that was there already; where every one had to be waited for, the wait says no less
 
 
 Cause = Literal["", "wrong answers", "disturbed", "overloaded", "late generator", "p99", "too few queries", "loadgen"]
@@ -154,7 +155,8 @@ def server(
             run.go(Order(str(logs), len(traffic), arrivals=str(logs / "arrivals.npy")))
             scheduled_us, late_us, latency_us = np.load(logs / REPLAYED)
             verdict, early = "not LoadGen's", upper_bound(np.sort(latency_us), 99) <= p99_us
-    service, harness = np.asarray(run.service_ns) / 1000, np.asarray(run.harness_ns) / 1000
+    between = min(READ_US, float(np.percentile(run.between_ns, 5)) / 1000) if run.between_ns else 0.0
+    service, harness = np.asarray(run.service_ns) / 1000, np.asarray(run.harness_ns) / 1000 + between
     ascending = np.sort(latency_us)
     span = float((scheduled_us + latency_us).max() - scheduled_us.min())
     bounds = {f"{q:g}": upper_bound(ascending, q) for q in QUANTILES}
@@ -175,7 +177,7 @@ def server(
         late_p99_us=_rank(late_us, 99),
         service_p50_us=_rank(service, 50),
         service_p99_us=_rank(service, 99),
-        occupied_us=tuple(np.percentile(service + harness, np.linspace(0, 100, OCCUPIED)).tolist()) if len(service) else (),
+        occupied_us=tuple(np.percentile(service + harness, (np.arange(OCCUPIED) + 0.5) / OCCUPIED * 100).tolist()) if len(service) else (),
         harness_us=float(harness.sum() / max(1, len(service))),
         utilization=float(service.sum() / span / len(calls)),
         cpu_share=run.server_cpu_ns / (sum(run.service_ns) + sum(run.harness_ns)) if run.service_ns else 0.0,
@@ -263,19 +265,21 @@ def peak(
 
 
 def loadgens_peak(call: Scoring, traffic: Traffic, p99_us: float, *, start_qps: float, seconds: float = 5.0, seed: int = 0) -> float:
-    """The highest load by LoadGen's own FindPeakPerformance mode, each of whose runs lasts `seconds`: what `peak` is compared with. It
-    begins at `start_qps`, which must hold, and knows nothing of late generators or wrong answers."""
+    """The highest load by LoadGen's own FindPeakPerformance mode, whose runs last `seconds` each: what `peak` is held against. It doubles
+    `start_qps`, which must hold, until that fails, and then halves the interval down to a query per second. It knows nothing of late
+    generators, disturbed servers or wrong answers, nor of how many queries a p99 takes. MeasureError when `start_qps` does not hold."""
     with tempfile.TemporaryDirectory(prefix="burnish-loadgen-") as logs, Generator() as generator:
         run = Run(generator, [call], traffic, set(), give_up_after=math.inf)
         settings = _settings(start_qps, seconds, p99_us, np.random.default_rng(seed))
+        settings |= {"server_find_peak_qps_decimals_of_precision": 0, "server_find_peak_qps_boundary_step_size": 1.0}
         run.go(Order(logs, len(traffic), settings, find_peak=True))
-        found = _summary(Path(logs) / "mlperf_log_detail.txt")
-    if "requested_server_find_peak_qps_decimals_of_precision" not in found:
-        raise MeasureError("LoadGen's FindPeakPerformance ended without a result")
-    return float(found.get("scheduled_samples_per_second", math.nan))
+        log = (Path(logs) / "mlperf_log_detail.txt").read_text()
+    if found := re.search(r"Found peak performance field: ([\d.]+)", log):
+        return float(found[1])
+    raise MeasureError(f"LoadGen's FindPeakPerformance found no load from {start_qps:,.0f} queries per second on. Begin with fewer")
 
 
-def _settings(qps: float, seconds: float, p99_us: float, random: np.random.Generator) -> dict[str, int | float]:
+def _settings(qps: float, seconds: float, p99_us: float, random: np.random.Generator) -> dict[str, bool | int | float]:
     """LoadGen's settings of one run, by the names it has for them."""
     seeds = random.integers(1, 2**31, 3).tolist()
     return {
@@ -284,6 +288,7 @@ def _settings(qps: float, seconds: float, p99_us: float, random: np.random.Gener
         "server_target_latency_percentile": 0.99,
         "min_duration_ms": round(seconds * 1000),
         "min_query_count": 1,
+        "server_coalesce_queries": True,  # those that came due while LoadGen slept are issued together; each counts from its own time
         **dict(zip(("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed"), seeds)),
     }
 
