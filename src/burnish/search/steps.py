@@ -192,7 +192,7 @@ def side_by_side(subject: Subject, trials: list[Trial], effort: Effort) -> dict[
         most = max(trial.recipe.threads for trial in trials)
         found = latency.quieted(latency.measure(scorers, subject.traffic, effort.compare, rounds=5, threads=most))
     first = found[trials[0].id]
-    service = np.percentile(first.us, np.linspace(0, 100, SERVICE_POINTS))
+    service = np.percentile(first.us, (np.arange(SERVICE_POINTS) + 0.5) / SERVICE_POINTS * 100)  # each stands for as many calls
     return {
         "latencies": {trial.id: latencies(found[trial.id], trial.recipe.threads) for trial in trials},
         "faster": {trial.id: _faster(first, trials[0], found[trial.id], trial) for trial in trials[1:]},
