@@ -181,5 +181,6 @@ def test_an_objective_that_the_new_checkpoint_misses_leaves_what_is_served(searc
     assert cli.main(["refresh", str(out), "--model", str(searched / "today.pt")]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("burnish: nothing meets p99 0.0005 ms at 16 candidates")
+    assert "The nearest plan: 2,000 requests a second" in last
     assert last.endswith(f". {out} is left as it was; the report is {tmp_path / '.out.refresh' / 'report.html'}.")
     assert (out / "artifact" / "manifest.json").read_bytes() == before

@@ -131,7 +131,7 @@ def test_layers_that_lose_most_come_first_and_lead_to_their_trial(show):
 
 def test_places_tell_what_speaks_against_them_and_estimates_are_marked(show):
     shown = show()
-    rows = [row.inner_text().replace("\n", " ").replace("\t", " ") for row in shown.locator("#placement tbody tr").all()]
+    rows = [" ".join(row.inner_text().split()) for row in shown.locator("#placement tbody tr").all()]
     assert rows[0].startswith("this machine chosen measured 6.8 ms")
     assert "estimate: scaled by its roofline" in rows[1] and "estimate" in rows[2]
     assert rows[2].endswith("p99 is 21 ms, and 10 ms are allowed; takes 5.6 MB of 4 MB")

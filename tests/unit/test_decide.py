@@ -43,6 +43,12 @@ def test_of_those_alike_the_one_with_the_fewest_bytes_is_chosen():
     assert decide.cheapest([trial("a", qps=1000, bytes_=9), trial("b", qps=970, bytes_=5), trial("c", qps=900, bytes_=1)], JOB).id == "b"
 
 
+def test_of_those_whose_load_is_not_told_apart_a_faster_one_wins():
+    small, fast = trial("small", 5.0, qps=1000, bytes_=5), trial("fast", 5.3, qps=980, bytes_=9)
+    assert decide.cheapest([small, fast], JOB).id == "fast"
+    assert decide.cheapest([trial("small", 5.25, qps=1000, bytes_=5), fast], JOB).id == "small"
+
+
 def test_simulated_loads_do_not_compare_with_measured_ones():
     assert decide.cheapest([trial("a", 5.0, 900), trial("b", 4.0, 1200, simulated=True)], JOB).id == "a"
 

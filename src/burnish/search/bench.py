@@ -64,7 +64,7 @@ def side_by_side(
             traffic_of, key = artifact.golden()[0], None
             notes.append("The calls are made of the artifact's golden rows; give --job for calls made of the data.")
         else:
-            subject = _subject(Job.read(path), work)
+            subject = _subject(_of(Job.read(path), report if job is None else None), work)
             rows = subject.job.rows("validation", ROWS, artifact.manifest.inputs)
             traffic_of, key = rows.table, rows.requests
             for backend in vs:
@@ -90,6 +90,12 @@ def side_by_side(
         "notes": notes + list(dict.fromkeys(told))[:1],
         "host": msgspec.to_builtins(Host.here()),
     }
+
+
+def _of(job: Job, report: dict[str, Any] | None) -> Job:
+    """The job with the model that the report is of: after a refresh, another checkpoint."""
+    load = (report or {}).get("model", {}).get("load")
+    return msgspec.structs.replace(job, model=msgspec.structs.replace(job.model, load=load)) if load else job
 
 
 def _subject(job: Job, work: Path) -> Subject:

@@ -10,6 +10,7 @@ from burnish.place.plan import capacity_sentence
 from burnish.search.trial import Trial
 
 ALIKE = 0.05  # loads that differ by less are not told apart by runs of a few seconds
+AS_FAST = 0.02  # the same of speeds measured in turns
 FAR = 1.5  # times faster than a trial, one that passed makes it useless
 FINALISTS = 2  # of ours that are loaded; the fastest alone need not carry the most load
 PEERS = 2  # of other tools' that are loaded and compared with side by side: their order beside the baseline is not yet sure
@@ -22,7 +23,8 @@ def feasible(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def cheapest(finalists: Sequence[Trial], job: Job) -> Trial:
-    """The one that carries most at the objective; of those alike to it, the one with the fewest bytes, so that noise does not decide.
+    """The one that carries most at the objective; of those whose load is not told apart the fastest beside the baseline, which is measured
+    more closely; and of those that are as fast, the one with the fewest bytes, so that noise does not decide.
 
     Where one of the loads had to be simulated, loads do not compare, and speed beside the baseline takes their place.
     """
@@ -30,7 +32,9 @@ def cheapest(finalists: Sequence[Trial], job: Job) -> Trial:
     carries = {trial.id: _speedup(trial) if simulated else at_objective(trial, job) for trial in finalists}
     most = max(carries.values())
     alike = [trial for trial in finalists if carries[trial.id] >= (1 - ALIKE) * most]
-    return min(alike, key=lambda trial: (trial.measured.weight_bytes or 0, -carries[trial.id], trial.id))
+    fastest = max(_speedup(trial) for trial in alike)
+    as_fast = [trial for trial in alike if _speedup(trial) >= (1 - AS_FAST) * fastest]
+    return min(as_fast, key=lambda trial: (trial.measured.weight_bytes or 0, -carries[trial.id], trial.id))
 
 
 def better(trial: Trial, trials: Sequence[Trial]) -> str | None:
@@ -65,14 +69,19 @@ def fastest(trials: Sequence[Trial], latencies: Mapping[str, Any]) -> Trial | No
     return max(trials, key=lambda trial: latencies[trial.id]["candidates_per_second_per_core"], default=None)
 
 
+def closest(trials: Sequence[Trial]) -> Trial | None:
+    """The trial with the least p99 of those that may have kept accuracy; None where none was measured."""
+    kept = [t for t in trials if t.measured.latency_us and not (t.rejected and t.rejected.stage in ("screen", "quality"))]
+    return min(kept, key=lambda t: t.measured.latency_us["p99"] if t.measured.latency_us else 0.0, default=None)
+
+
 def nearest(trials: Sequence[Trial], job: Job) -> str:
     """Why nothing meets the objective, and the nearest that can be met."""
     objective = job.objective
     asked = f"nothing meets p99 {objective.p99_ms:g} ms at {job.candidates} candidates within the accuracy that must be kept"
-    kept = [t for t in trials if t.measured.latency_us and not (t.rejected and t.rejected.stage in ("screen", "quality"))]
-    if not kept:
+    best = closest(trials)
+    if best is None:
         return f"{asked}; no recipe could be built and measured. The report has the reason of each"
-    best = min(kept, key=lambda t: t.measured.latency_us["p99"] if t.measured.latency_us else 0.0)
     assert best.measured.latency_us
     p99_ms = best.measured.latency_us["p99"] / 1000
     if p99_ms <= objective.p99_ms:

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from burnish.errors import BurnishError, JobError, ObjectiveNotMet
+from burnish.errors import BurnishError, JobError, MeasureError, ObjectiveNotMet
 from burnish.host import Host
 from burnish.job import Job
 from burnish.place import placement
-from burnish.place.plan import capacity
+from burnish.place.capacity import nearest_p99
+from burnish.place.plan import capacity, capacity_sentence
 from burnish.runtime.artifact import Artifact
 from burnish.search import decide, journal, mlflow, output, steps
 from burnish.search.journal import Journal, Line, Lines
@@ -215,11 +217,24 @@ class Search:
 
     def _nothing(self, out: Path) -> Result:
         states = self.trials()
-        sentence = decide.nearest(states, self.job)
+        sentence = ". ".join((decide.nearest(states, self.job), *self._nearest_plan(decide.closest(states))))
         self._finish(out, states, None, {}, sentence)
         raise ObjectiveNotMet(sentence)
 
-    def _capacity(self, chosen: Trial, service_us: list[float]) -> dict[str, Any]:
+    def _nearest_plan(self, closest: Trial | None) -> tuple[str, ...]:
+        """What the load would take at the least p99 that can be promised."""
+        if closest is None or closest.measured.latency_us is None:
+            return ()
+        shares, us = np.transpose(closest.measured.latency_us["curve"])
+        service_us = np.interp(np.linspace(0, 100, steps.SERVICE_POINTS), shares, us)
+        try:
+            plan = self._capacity(closest, service_us.tolist(), float(f"{1.05 * nearest_p99(service_us) / 1000:.2g}"))
+        except MeasureError:  # too few calls, or too short for the clock
+            return ()
+        return (f"The nearest plan: {capacity_sentence(plan).rstrip('.')}",)
+
+    def _capacity(self, chosen: Trial, service_us: list[float], p99_ms: float | None = None) -> dict[str, Any]:
+        """Of the objective, or of another p99."""
         here = next((host for host in self.job.hosts if host.name == self.subject.host), None)
         objective, load = self.job.objective, chosen.measured.load or {}
         return capacity(
@@ -227,7 +242,7 @@ class Search:
             None if load.get("simulated") else load.get("qps"),
             objective.p99_ms,
             qps=objective.qps,
-            p99_ms=objective.p99_ms,
+            p99_ms=p99_ms or objective.p99_ms,
             candidates=self.job.candidates,
             threads=chosen.recipe.threads,
             cores=(here.cores if here else None) or Host.here().cores,
@@ -293,6 +308,7 @@ class Search:
                 candidates_per_second_per_core=latency["candidates_per_second_per_core"] if latency else None,
                 load=found.get("load"),
                 decided=built.get("decided"),
+                layers=built.get("layers"),
             ),
             rejected=rejected,
             seconds=sum(line.seconds for line in lines),
@@ -308,7 +324,6 @@ class Search:
         try:
             self._attempt(name, trial)
             result = call(self.subject, trial, self.effort)
-                layers=built.get("layers"),
         except TurnedDown as verdict:
             result, rejected = verdict.found, str(verdict)
         except JobError:

@@ -61,7 +61,7 @@ def space(search: Search, accuracy: Accuracy) -> tuple[Trial, ...]:
             )
     named = [*SPACE, *((backend, name) for name in search.recipes for backend in backends if (backend, name) not in SPACE)]
     return tuple(
-        Trial(f"{backend}-{name}", _spending(recipe(name, backend), accuracy.max_drop))
+        Trial(f"{backend}-{name}", spending(recipe(name, backend), accuracy.max_drop))
         for backend, name in named
         if (search.retrain or not recipe(name).trains)
         and (not search.recipes or name in search.recipes)
@@ -69,13 +69,13 @@ def space(search: Search, accuracy: Accuracy) -> tuple[Trial, ...]:
     )
 
 
-def _spending(recipe: Recipe, max_drop: float) -> Recipe:
+def spending(recipe: Recipe, max_drop: float) -> Recipe:
     """The recipe with its steps' expected losses of accuracy scaled to the allowed one: those of pruning add up to SPENT of it, after
     training where it trains, and Int8's is QUANTIZED of it. One that leaves no linear in float32 whatever it costs stays as it is."""
     losses = [step.loss for step in recipe.steps if isinstance(step, Prune | LowRank)]
     scale = SPENT * max_drop / (sum(losses) or 1.0) / ((1 - RECOVERED) if recipe.trains else 1)
 
-    def spending(step: Step) -> Step:
+    def scaled(step: Step) -> Step:
         match step:
             case Prune() | LowRank():
                 return msgspec.structs.replace(step, loss=step.loss * scale)
@@ -83,7 +83,7 @@ def _spending(recipe: Recipe, max_drop: float) -> Recipe:
                 return msgspec.structs.replace(step, loss=QUANTIZED * max_drop)
         return step
 
-    return msgspec.structs.replace(recipe, steps=tuple(map(spending, recipe.steps)))
+    return msgspec.structs.replace(recipe, steps=tuple(map(scaled, recipe.steps)))
 
 
 def shrinks(recipe: Recipe) -> bool:

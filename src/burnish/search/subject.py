@@ -173,9 +173,9 @@ class Subject:
         path = self.work / name
         if (path / "manifest.json").exists():
             return Artifact.read(path)
-        return build(self.graph, recipe, self.calibration, source=self.job.source, apply=self._apply).save(path)
+        return build(self.graph, recipe, self.calibration, source=self.job.source, apply=self.apply).save(path)
 
-    def _apply(self, graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | None) -> tuple[Graph, Recipe]:
+    def apply(self, graph: Graph, recipe: Recipe, calibration: Mapping[str, np.ndarray] | None) -> tuple[Graph, Recipe]:
         """`decide`, with the graphs that calibration or training made kept: the int8 recipes begin alike, and those steps take longest.
         What follows (narrow tables, which are large) is done again for each."""
         from burnish.decided import decide
