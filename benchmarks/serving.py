@@ -14,6 +14,7 @@ import serving_cost
 import serving_fuzz
 import serving_load
 import serving_model
+import serving_pays
 import serving_peers
 from pages import footer
 
@@ -50,6 +51,7 @@ def main() -> None:
         parts: dict[str, tuple[str, Callable[[], list[str]]]] = {
             "cost": ("What a request costs beyond its scoring", lambda: cost(long(20, 5))),
             "peers": ("Beside other servers", lambda: peers(artifact, long(4, 1.0), folder, not short)),
+            "pays": ("What batching across callers and a cache would save", lambda: pays(artifact(), long(20, 4))),
             "highest": (f"The highest load with p99 within {SLO_MS:g} ms", lambda: highest(artifact(), long(20, 3))),
             "overload": ("Twice the capacity", lambda: overload(artifact(), long(60, 6))),
             "swaps": ("Versions exchanged under load", lambda: swaps(artifact(), int(long(200, 4)), folder)),
@@ -79,6 +81,10 @@ def peers(artifact: Callable[[str], Path], seconds: float, folder: Path, make: b
     artifacts = {"onnxruntime": artifact("onnxruntime"), "ours": artifact("native")}
     rows = serving_peers.measure(artifacts, serving_cost.SIZES, seconds, folder, make)
     return [_about(serving_peers), "", *serving_peers.lines(rows, serving_cost.SIZES)]
+
+
+def pays(path: Path, seconds: float) -> list[str]:
+    return [_about(serving_pays), "", *serving_pays.lines(serving_pays.measure(path, seconds))]
 
 
 def highest(path: Path, seconds: float) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -430,3 +431,26 @@ def test_serving_imports_no_torch_and_no_compiler():
     heavy = ("torch", "ziglang", "onnx", "scipy", "polars", "altair", "cryptography", "opentelemetry", "grpc")
     code = f"import sys, burnish.serve.server; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_kserves_client_works_unmodified(server):
+    """It is not among the tests' packages, as it brings half a cluster; what it reads of health is checked in any case."""
+    assert ask(server, "/v2/health/live") == (200, b'{"live":true}')
+    assert ask(server, "/v2/health/ready") == (200, b'{"ready":true}')
+    assert json.loads(ask(server, "/v2/models/ranker/ready")[1]) == {"name": "ranker", "ready": True}
+    kserve = pytest.importorskip("kserve")
+    request, candidates, _ = call(5)
+
+    async def main() -> np.ndarray:
+        client = kserve.InferenceRESTClient(kserve.RESTConfig(protocol="v2", timeout=10))
+        assert await client.is_server_live(server.url) and await client.is_model_ready(server.url, "ranker")
+        tensors = []
+        for name, array in wire(request, candidates).items():
+            tensor = kserve.InferInput(name, list(array.shape), DATATYPES[array.dtype.name])
+            tensor.set_data_from_numpy(array, binary_data=True)
+            tensors.append(tensor)
+        sent = kserve.InferRequest(model_name="ranker", infer_inputs=tensors)
+        answer = await client.infer(server.url, sent, model_name="ranker")
+        return next(output.as_numpy() for output in answer.outputs if output.name == "score")
+
+    assert asyncio.run(main()).shape == (5,)

@@ -242,7 +242,7 @@ class Application:
         elif path == "/v2":
             answer = self._metadata
         elif path in ("/v2/health/live", "/v2/health/ready"):
-            headers = []
+            answer = b'{"live":true}' if path.endswith("live") else b'{"ready":true}'  # KServe's client reads them
         elif path == "/v2/repository/index":
             answer, method = msgspec.json.encode(self.worker.index()), "POST"
         elif path == "/v2/models/stats":
@@ -255,8 +255,7 @@ class Application:
         elif path.endswith("/config"):
             answer = msgspec.json.encode(protocol.model_config(self._model(path.removesuffix("/config"))))
         elif path.endswith("/ready"):
-            self._model(path.removesuffix("/ready"))
-            headers = []
+            answer = msgspec.json.encode({"name": self._model(path.removesuffix("/ready")).name, "ready": True})
         elif path.startswith("/v2/models/"):
             answer = self._model(path).metadata
         else:
