@@ -183,6 +183,16 @@ def with_places():
     }  # fmt: skip
 
 
+def test_what_a_report_has_is_not_simulated_again(monkeypatch):
+    kept = report()
+    asked = []
+    monkeypatch.setattr("burnish.place.plan.highest_load", lambda *a, **k: asked.append(a) or 500.0)
+    monkeypatch.setattr("burnish.place.capacity.highest_load", lambda *a, **k: asked.append(a) or 500.0)
+    changed = replan(kept, qps=80_000, price_per_hour=1.0, headroom=0.1, growth=0.5, cores=4)
+    assert asked == [] and changed["machines"] > kept["capacity"]["machines"]
+    assert replan(kept, p99_ms=5.0)["qps_per_replica"] and asked  # another objective must be
+
+
 def test_a_plan_made_again_places_again():
     answer = replan(with_places(), qps=80_000)
     assert [each["name"] for each in answer["placement"]] == ["this machine", "app", "app + this machine"]

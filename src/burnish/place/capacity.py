@@ -54,13 +54,15 @@ def replicas(
     correction: float = 1.0,
     load_error: float = SIMULATED_ERROR,
     calls: int | None = None,
+    known: tuple[float, float] | None = None,
     seed: int = 0,
 ) -> Capacity:
     """Replicas of `threads` cores each, on machines of `cores`, that answer `qps` with 99 % inside `p99_us`.
 
     `service_us` are measured times of one call, or quantiles of `calls` of them; `correction` is measured over simulated highest load,
     where a load test was run, and `load_error` how far that may be off (relative). `reserve` is what is planned beyond the load: it
-    is carried after its growth, with the spare machines and those of a swap away. MeasureError when no load at all can be answered in
+    is carried after its growth, with the spare machines and those of a swap away. `known`: the `qps_per_replica` and `qps_error` of an
+    earlier answer at this p99, which are then not simulated again. MeasureError when no load at all can be answered in
     time, or a number makes no sense.
     """
     reserve = reserve or Reserve()
@@ -75,7 +77,7 @@ def replicas(
     if threads > cores:
         raise MeasureError(f"a replica takes {threads} cores, and a machine has {cores}")
     service = np.asarray(service_us, np.float64)
-    most = highest_load(service, p99_us, seed=seed) * correction
+    most = known[0] if known else highest_load(service, p99_us, seed=seed) * correction
     if most <= 0:
         alone = np.percentile(service, 99) / 1000
         raise MeasureError(
@@ -83,7 +85,7 @@ def replicas(
             f"The least p99 that can be met is about {nearest_p99(service) / 1000:.3g} ms"
         )
     a_machine = cores // threads
-    error = min(0.95, math.hypot(load_error, 1.96 * _spread(service, p99_us, calls or len(service), seed)))
+    error = known[1] if known else min(0.95, math.hypot(load_error, 1.96 * _spread(service, p99_us, calls or len(service), seed)))
     machines, fewest, most_machines = (
         machines_for(qps, rate, a_machine, reserve) for rate in (most, most * (1 + error), most * (1 - error))
     )

@@ -21,6 +21,7 @@ from burnish.place.work import Work
 if TYPE_CHECKING:
     from burnish.place.placement import Asked
 
+OTHER_P99 = (0.5, 2)  # times the objective's: what the sensitivity is told at
 CALM = 0.5  # of the load per replica at which machines are added: at less, they are given back
 
 
@@ -39,11 +40,15 @@ def capacity(
     missed_qps: float | None = None,
     calls: int | None = None,
     correction: float | None = None,
+    kept: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The `capacity` of report.json. `measured_qps` is the highest load found at `measured_p99_ms`, None where none was measured; the
     simulation is scaled to agree with it, or by `correction`, found elsewhere. `missed_qps`: the least load that failed. `calls`: how many
-    the quantiles `service_us` are of."""
-    reserve = reserve or Reserve()
+    the quantiles `service_us` are of. `kept`: an earlier answer of the same engine on the same host, from which is taken what it has
+    simulated."""
+    reserve, carried = reserve or Reserve(), dict[float, float]()
+    if kept and "carried" in kept:
+        correction, carried = kept["correction"], {at: most for at, most in kept["carried"]}
     error = SIMULATED_ERROR
     if correction is None:
         correction = _correction(np.asarray(service_us), measured_qps, measured_p99_ms)
@@ -51,7 +56,12 @@ def capacity(
         error = max(LOAD_ERROR, (missed_qps - measured_qps) / measured_qps) if missed_qps else LOAD_ERROR
 
     options = {"cores": cores, "threads": threads, "reserve": reserve, "correction": correction, "load_error": error, "calls": calls}
-    found = replicas(service_us, qps, p99_ms * 1000, **options)  # type: ignore[arg-type]
+    known = (carried[p99_ms], kept["qps_per_replica_error"]) if kept and kept["p99_ms"] == p99_ms and p99_ms in carried else None
+    found = replicas(service_us, qps, p99_ms * 1000, known=known, **options)  # type: ignore[arg-type]
+    carried[p99_ms] = found.qps_per_replica
+    for times in OTHER_P99:
+        if times * p99_ms not in carried:
+            carried[times * p99_ms] = highest_load(np.asarray(service_us), times * found.allowed_p99_us, queries=50_000) * correction
     rate = found.qps_per_replica * candidates / threads
     return {
         "replicas": found.replicas,
@@ -69,13 +79,15 @@ def capacity(
         "reserve": msgspec.to_builtins(reserve),
         "qps_per_replica": found.qps_per_replica,
         "qps_per_replica_error": found.qps_error,
+        "correction": correction,
+        "carried": sorted([at, most] for at, most in carried.items()),
         "utilization": found.utilization,
         "predicted_p99_ms": found.p99_us / 1000,
         "predicted_p99_ms_spare_down": found.p99_down_us / 1000 if math.isfinite(found.p99_down_us) else None,
         "usd_per_million_candidates": None if price_per_hour is None else usd_per_million(price_per_hour, cores, rate),
         "usd_per_month": None if price_per_hour is None else usd_per_month(price_per_hour, found.machines),
         "autoscaling": autoscaling(found, float(np.mean(service_us)) / correction),
-        "sensitivity": _sensitivity(np.asarray(service_us), correction, found, price_per_hour),
+        "sensitivity": _sensitivity(carried, found, p99_ms, price_per_hour),
     }
 
 
@@ -98,22 +110,20 @@ def autoscaling(found: Capacity, service_us: float) -> dict[str, Any]:
     }
 
 
-def _sensitivity(service_us: np.ndarray, correction: float, found: Capacity, price: float | None) -> list[dict[str, Any]]:
-    """What one change at a time does to machines and price; None where no number of machines would do."""
+def _sensitivity(carried: Mapping[float, float], found: Capacity, p99_ms: float, price: float | None) -> list[dict[str, Any]]:
+    """What one change at a time does to machines and price; None where no number of machines would do. `carried`: p99 in ms -> the
+    highest load of a replica."""
 
     def row(change: str, machines: int | None, price: float | None) -> dict[str, Any]:
         month = None if price is None or machines is None else usd_per_month(price, machines)
         return {"change": change, "machines": machines, "usd_per_month": month}
 
     def machines(times_load: float, times_p99: float) -> int | None:
-        most = found.qps_per_replica
-        if times_p99 != 1:
-            most = highest_load(service_us, times_p99 * found.allowed_p99_us, queries=50_000) * correction
+        most = carried[times_p99 * p99_ms]
         return machines_for(times_load * found.qps, most, found.replicas_per_machine, found.reserve) if most else None
 
-    p99_ms = found.allowed_p99_us / 1000
     rows = [row("half the load", machines(0.5, 1), price), row("twice the load", machines(2, 1), price)]
-    rows += [row(f"p99 {p99_ms * times:g} ms", machines(1, times), price) for times in (0.5, 2)]
+    rows += [row(f"p99 {p99_ms * times:g} ms", machines(1, times), price) for times in OTHER_P99]
     if price is not None:
         rows += [row("half the price", found.machines, price / 2), row("1.5 times the price", found.machines, price * 1.5)]
     return rows
@@ -175,6 +185,7 @@ def replan(
             missed_qps=load.get("missed_qps"),
             calls=(chosen.get("latency_us") or {}).get("count"),
             correction=correction,
+            kept=None if how else kept,
         )
 
     try:
