@@ -30,6 +30,7 @@ from burnish.capture.parity import BATCHES, check_parity, example_rows, random_r
 from burnish.capture.value import AS_IT_CAME, Ambiguous, AtThisBatch, Mixes, NumberOfRows, Unsupported, Value
 from burnish.errors import CaptureError, GraphError
 from burnish.graph.node import Graph, input_node, weight
+from burnish.graph.ops import Op
 from burnish.graph.verify import verify
 from burnish.inputs import Input
 
@@ -373,6 +374,7 @@ class _Walk:
                 f"burnish does not know this form of {name} at {at} ({error}). Write it another way, {AS_IT_CAME}"
             ) from error
         _agree(out, result, name, at)
+        _place(out, at)
         return out
 
 
@@ -399,6 +401,16 @@ def _agree(out: Any, result: Any, name: str, at: str) -> None:
                 )
             if isinstance(value, Value) and value.rows is not None:
                 assert value.node.shape == V.behind(value.shape, value.rows, value.outer, value.inner), (name, value)
+
+
+def _place(out: Any, at: str) -> None:
+    """Let the nodes that an op became say from which line they came, so that a backend that has no such op can."""
+    stack = [value.node for value in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(value, Value)]
+    while stack:
+        node = stack.pop()
+        if not node.where and node.op not in (Op.INPUT, Op.WEIGHT):
+            node.at(at)
+            stack.extend(node.inputs)
 
 
 def _weight(name: str, tensor: torch.Tensor, shared: bool = False) -> Value:

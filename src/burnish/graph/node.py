@@ -23,9 +23,12 @@ class Node:
     `shape` is that of one row for a request or candidate value, and the whole shape for a constant. `side` is that of the operand with
     the most rows: constant < request < candidate. Operands broadcast behind the rows. `Node(Op.RELU, (x,))` matches
     `case Node(Op.RELU, (Node(Op.LINEAR) as linear,))`.
+
+    `where` is the line of the user's code that a captured node came from ("ranker.py:41"), for sentences; it is no part of the value, and
+    a node that a pass made has none.
     """
 
-    __slots__ = ("__weakref__", "attrs", "dtype", "inputs", "op", "shape", "side")
+    __slots__ = ("__weakref__", "attrs", "dtype", "inputs", "op", "shape", "side", "where")
     __match_args__ = ("op", "inputs")
     op: Op
     inputs: tuple[Node, ...]
@@ -33,6 +36,7 @@ class Node:
     shape: tuple[int, ...]
     dtype: str
     side: str
+    where: str
 
     def __new__(cls, op: Op, inputs: Iterable[Node] = (), **attrs: Any) -> Node:
         inputs = tuple(inputs)
@@ -59,6 +63,7 @@ class Node:
             side = SIDES[max((_MOST_ROWS[v.side] for v in inputs), default=0)]
         for name, value in zip(("op", "inputs", "attrs", "shape", "dtype", "side"), (*key, tuple(shape), dtype, side)):
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "where", "")
         return _interned.setdefault(key, self)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -71,16 +76,23 @@ class Node:
         raise KeyError(f"{self.op.name} has no attribute {name!r}")
 
     def with_attrs(self, **attrs: Any) -> Node:
-        return Node(self.op, self.inputs, **{**dict(self.attrs), **attrs})
+        return Node(self.op, self.inputs, **{**dict(self.attrs), **attrs}).at(self.where)
 
     def with_inputs(self, inputs: Iterable[Node]) -> Node:
-        return Node(self.op, inputs, **dict(self.attrs))
+        return Node(self.op, inputs, **dict(self.attrs)).at(self.where)
+
+    def at(self, where: str) -> Node:
+        """The node itself, which now says that it came from `where`, unless it says so of another line already."""
+        if where and not self.where:
+            object.__setattr__(self, "where", where)
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.op, self.inputs, self.attrs)
 
     def __repr__(self) -> str:
-        return f"{self.op.name}{list(self.shape)} {self.dtype} {self.side}"
+        told = f"{self.op.name}{list(self.shape)} {self.dtype} {self.side}"
+        return f"{told} ({self.where})" if self.where else told
 
 
 def _plain(value: Any) -> Any:
