@@ -128,6 +128,16 @@ def tables(ways: Ways) -> list[str]:
     return lines
 
 
+def splits(ways: Ways) -> list[str]:
+    """What `lean`'s whole expected loss buys when neurons and ranks share it in other parts: on calibration rows alone."""
+    whole = sum(step.loss for step in LEAN)
+    lines = ["| part for `Prune` | MACs a candidate, factored | expected |", "|---:|---:|---:|"]
+    for part in (0.1, 0.2, 0.5, 0.8):
+        steps = (Prune(loss=part * whole), LowRank(loss=(1 - part) * whole))
+        lines.append(f"| {part:g} | {macs(ways.graph(steps)):,.0f} | {100 * ways.expected(steps):.4f} % |")
+    return lines
+
+
 def masked(graph: Graph, two_of_four: bool) -> Graph:
     """Half of each linear's weights set to 0: the smaller half, or two of each four in a row."""
 
@@ -203,6 +213,7 @@ def main() -> None:
             lines += times(ways, names, options.seconds)
             if not options.short:
                 lines += ["", "Bytes of the artifact's weights, the float32 model being 1:", "", *tables(ways)]
+                lines += ["", (splits.__doc__ or ""), "", *splits(ways)]
             if subject.name.endswith("Journey"):
                 lines += [
                     "",

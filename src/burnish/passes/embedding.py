@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import numpy as np
 
 from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import Op
+from burnish.passes.rows import cardinalities, kept_rows
 from burnish.passes.segments import bounds, by_side, concat, mixed, piece, segments
 from burnish.passes.tidy import tidy
 
@@ -16,9 +16,10 @@ from burnish.passes.tidy import tidy
 def embedding(graph: Graph) -> Graph:
     """Lookups in canonical form; the arithmetic that is left is the same, so scores are too, to the bit.
 
-    One LOOKUP of a column of several same-width tables stays one LOOKUP a table: backends read one row after another either way.
+    One LOOKUP of a column of several same-width tables stays one LOOKUP a table: backends read one row after another either way. Rows that
+    nothing reaches, and rows that are the same, are kept once (passes/rows.py).
     """
-    return own_tables(tidy(graph, lookup_of_mixed, bag_of_mixed, bag_of_one, join_offsets))
+    return kept_rows(own_tables(tidy(graph, lookup_of_mixed, bag_of_mixed, bag_of_one, join_offsets)))
 
 
 def lookup_of_mixed(node: Node) -> Node | None:
@@ -112,31 +113,8 @@ def _reads(graph: Graph, user: Node, table: Node) -> tuple[Node, list[tuple[int,
             starts = np.zeros((), np.int64)
         case _:
             return None
-    most = _cardinalities(graph, ids)
+    most = cardinalities(graph, ids)
     if most is None or len(ids.shape) > 1 or ids.shape != user.shape[:-1]:
         return None
     spans = [(int(a), int(a) + n) for a, n in zip(np.broadcast_to(starts, ids.shape).reshape(-1), most) if n is not None]
     return (ids, spans) if len(spans) == len(most) and all(a >= 0 and b <= table.shape[0] for a, b in spans) else None
-
-
-def _cardinalities(graph: Graph, ids: Node) -> list[int | None] | None:
-    """The declared cardinality of each of `ids` () or (n,), or None where none is declared; None when they are no columns of inputs."""
-    match ids:
-        case Node(Op.CAST, (x,)):
-            return _cardinalities(graph, x)
-        case Node(Op.RESHAPE, (x,)) if math.prod(x.shape) == 1:
-            return _cardinalities(graph, x)
-        case Node(Op.CONCAT, parts) if len(ids.shape) == 1:
-            found = [_cardinalities(graph, part) for part in parts]
-            return None if any(f is None for f in found) else [n for f in found for n in f or ()]
-        case Node(Op.SLICE, (x,)) if len(x.shape) == 1:
-            inner = _cardinalities(graph, x)
-            return inner and inner[ids["start"] : ids["stop"]]
-        case Node(Op.TAKE, (x,)) if len(x.shape) == 1:
-            inner = _cardinalities(graph, x)
-            return inner and [inner[i] for i in ids["indices"]]
-        case Node(Op.INPUT) if len(ids.shape) <= 1:
-            half = ids["half"]
-            spec = next(spec for spec in graph.inputs if spec.name == half.name)
-            return [spec.cardinality_of(c) for c in (half.columns if half.columns is not None else range(spec.columns))]
-    return None

@@ -28,7 +28,7 @@ from burnish.quantize.observe import Observer, observe
 from burnish.quantize.rounding import WIDEST, Second, compensated
 
 MIGRATIONS = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0)
-RANGES = ("min-max", "percentile", "mse")  # that "auto" tries; "entropy" was never the best of four on the models of docs/quantization.md
+RANGES = ("min-max", "percentile", "mse")  # that "auto" tries; "entropy" is 1 to 30 dB worse on every linear of the two DCN-v2
 PERCENTILE = 99.99  # of the values, kept by ranges="percentile"
 BINS = 2048
 SHRINK = np.linspace(1.0, 0.3, 36)  # parts of the whole range that ranges="mse" tries
