@@ -28,6 +28,8 @@ bench: $(DATA)/dcn_v2.pt  ## every published figure, into docs/benchmarks.md
 	$(BIN)/python benchmarks/smaller.py --short
 	$(BIN)/python benchmarks/serving.py --short
 	$(BIN)/python benchmarks/capacity.py --short
+	$(BIN)/python benchmarks/refresh.py
+	$(BIN)/python benchmarks/regret.py --short
 
 bench-serve: $(DATA)/dcn_v2.pt  ## serving beside other servers, under load, overload, swaps and kills, into docs/serving_benchmarks.md
 	$(BIN)/python benchmarks/serving.py

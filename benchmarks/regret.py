@@ -29,12 +29,12 @@ from burnish.capture import load_model
 from burnish.job import Job
 from burnish.passes.evidence import macs
 from burnish.recipe import RECIPES, LowRank, Prune, recipe
-from burnish.search import decide, loop, space, steps
+from burnish.search import decide, space, steps
 from burnish.search.journal import Lines
 from burnish.search.loop import Search
 from burnish.search.steps import Effort
 from burnish.search.subject import Subject
-from burnish.search.trial import Trial
+from burnish.search.trial import Rejected, Trial
 from models import ROOT, make_movielens
 from pages import footer
 
@@ -73,9 +73,9 @@ class Sweep(Search):
         return False
 
     def each(self) -> list[Trial]:
-        self._baseline()
+        self.baseline()
         for trial in self.space:
-            self._try(trial)
+            self.attempt(trial)
         return self._load(lambda passed: passed)
 
 
@@ -168,13 +168,10 @@ def study(trials: int = 20) -> None:
         def gated(trial: Trial, subject: Subject = subject, spent: list = spent) -> tuple[float, float, Trial]:
             """Products, the loss at the interval's bad end in parts of what is allowed, and the trial as a search knows it."""
             start = time.monotonic()
-            artifact = subject.artifact(trial.id, trial.recipe)
-            with burnish.Scorer(artifact) as scorer:
-                scores = subject.score(scorer, len(subject.rows))
             try:
-                quality, rejected = steps._judged(subject, scores, whole=True), None
+                quality, rejected = steps.quality(subject, trial, Effort()), None
             except steps.TurnedDown as verdict:
-                quality, rejected = verdict.found, loop.Rejected("quality", str(verdict))
+                quality, rejected = verdict.found, Rejected("quality", str(verdict))
             changed, _ = subject.apply(subject.graph, trial.recipe, subject.calibration)
             spent.append(time.monotonic() - start)
             measured = msgspec.structs.replace(trial.measured, quality=quality)

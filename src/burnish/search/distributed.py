@@ -174,13 +174,13 @@ def _searched(ray: Any, task: Task, kept: Journal, out: Path, tell: Callable[[Pr
 def _baseline(task: Task, known: list[Line]) -> list[Line]:
     search = task.search(known)
     search.subject.check()
-    search._baseline()
+    search.baseline()
     return search.journal.lines[len(known) :]
 
 
 def _attempt(task: Task, known: list[Line], trial: Trial) -> list[Line]:
     search = task.search(known)
-    search._try(trial)
+    search.attempt(trial)
     return search.journal.lines[len(known) :]
 
 

@@ -119,26 +119,26 @@ class Search:
         return time.monotonic() - self.began
 
     def run(self, out: Path) -> Result:
-        self._baseline()
+        self.baseline()
         for trial in self.space:
-            self._try(trial)
-        while (another := refined(self.trials(), self.job.accuracy)) is not None and self._try(another):
+            self.attempt(trial)
+        while (another := refined(self.trials(), self.job.accuracy)) is not None and self.attempt(another):
             pass
         if not decide.feasible(self.trials()):
             more = on_more_cores(self.trials(), Host.here().cores)
             for trial in more:
-                self._try(trial)
+                self.attempt(trial)
         finalists = self._load(self._wanted)
         return self._chosen(out, decide.cheapest(finalists, self.job)) if finalists else self._nothing(out)
 
-    def _baseline(self) -> None:
+    def baseline(self) -> None:
         self._say(0.0, "capture, and score the validation rows with the model as it came")
         for name, step in (("build", steps.build), ("quality", steps.original), ("latency", steps.isolated)):
             line = self._step(name, BASELINE, step)
             if name == "quality" and line.rejected is not None:
                 raise JobError(f"the validation rows cannot tell even the original from itself: {line.rejected}")
 
-    def _try(self, trial: Trial) -> bool:
+    def attempt(self, trial: Trial) -> bool:
         """Whether there was time to try it."""
         if trial not in self.space:
             self.space += (trial,)
@@ -322,7 +322,7 @@ class Search:
             return done
         began, rejected = time.monotonic(), None
         try:
-            self._attempt(name, trial)
+            self._begin(name, trial)
             result = call(self.subject, trial, self.effort)
         except TurnedDown as verdict:
             result, rejected = verdict.found, str(verdict)
@@ -340,7 +340,7 @@ class Search:
             result, rejected = {}, f"failed: {type(error).__name__}: {error}".splitlines()[0]
         return self.journal.add(Line(name, trial.id if trial else "", result, time.monotonic() - began, rejected))
 
-    def _attempt(self, name: str, trial: Trial | None) -> None:
+    def _begin(self, name: str, trial: Trial | None) -> None:
         """Note that a step begins. One that the process did not outlive three times is a crash of the engine, and ends the trial: else
         no resumed run would ever get past it."""
         if trial is None or trial.id == BASELINE.id:

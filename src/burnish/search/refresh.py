@@ -143,8 +143,8 @@ class _Refresh(Search):
 
     def run(self, out: Path) -> Result:
         whole, self.effort = self.effort, EFFORT
-        self._baseline()
-        self._try(self.again)
+        self.baseline()
+        self.attempt(self.again)
         loaded = self._load(lambda passed: [t for t in passed if t.id == self.again.id])
         self.kept = bool(loaded)
         if self.kept:
@@ -158,13 +158,13 @@ class _Refresh(Search):
         self.tell(Progress(0.1, self.sentence))
         return super().run(out)
 
-    def _baseline(self) -> None:
+    def baseline(self) -> None:
         built = self._step("build", BASELINE, steps.build)
         differs = difference(self.model, built.result["architecture"])
         if differs:
             told = f"the new model is of another architecture than {self.model['load']}: {differs}"
             raise OtherArchitecture(f"{told}. Run `burnish optimize` for it")
-        super()._baseline()
+        super().baseline()
 
     def _why(self) -> str:
         """Why what was decided does not do for this checkpoint; of an accuracy that is lost, the step that loses it."""
