@@ -152,7 +152,8 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 def check(job: Job) -> None:
-    """Refuse hosts and rules that no placement could be made of, before anything is measured."""
+    """Refuse a trace, hosts and rules that nothing could be planned with, before anything is measured."""
+    _ = job.trace
     asked = Asked.of(None, job.placement, job.base)
     for host in job.hosts:
         if host.device is not None:

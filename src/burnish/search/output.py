@@ -70,6 +70,7 @@ def fingerprint(job: Job, model: Any, machine: str = "") -> dict[str, str]:
         "the job": digest(msgspec.json.encode(measured, order="deterministic")),
         "the model": model_digest(job, model),
         **{f"the {split} rows": _file(path) for split, path in splits.items() if path is not None},
+        **({"the trace": _file(job.base / job.objective.trace)} if job.objective.trace else {}),
         "the machine": digest(machine.encode())
         if machine
         else digest(msgspec.json.encode(msgspec.structs.replace(Host.here(), os="", memory_bytes=0))),
