@@ -22,6 +22,7 @@ ORDER = (
 # Imports inside functions that go against the order, each with its reason.
 AGAINST = {
     ("backends", "capture"): "eager serves the model as it came, so it loads it as capture does",
+    ("search", "serve"): "bench measures a server over the wire, which its client knows how to call",
 }
 
 # What serving and measuring must not load with their modules; HEAVY inside a function is fine.
