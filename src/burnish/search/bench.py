@@ -106,12 +106,14 @@ def _subject(job: Job, work: Path) -> Subject:
 
 
 def _recipe(backend: str, report: dict[str, Any] | None) -> Recipe:
-    """The recipe that served a backend best among those that passed; without a search, its first in the search's order."""
+    """The recipe that served a backend best among those that did not fail, as the search decided it; without a search, its first in the
+    search's order."""
     if backend == "eager":
         return BASELINE.recipe
-    rows = [row for row in report["trials"] if row["backend"] == backend and row["status"] != "rejected"] if report else []
+    rows = [row for row in report["trials"] if row["backend"] == backend and row["stage"] in (None, "worth")] if report else []
     if rows:
-        return recipe(max(rows, key=lambda row: row["candidates_per_second_per_core"])["recipe"], backend)
+        best = max(rows, key=lambda row: row["candidates_per_second_per_core"])
+        return msgspec.convert(best["decided"], Recipe) if best.get("decided") else recipe(best["recipe"], backend)
     names = [name for other, name in SPACE if other == backend]
     if not names:
         raise BuildError(f"no backend {backend!r}. Use one of {', '.join(dict.fromkeys(other for other, _ in SPACE))}, eager")
