@@ -494,3 +494,19 @@ def test_blocks_of_any_height_give_the_same_bits(tmp_path: Path, monkeypatch: py
             scores.append(engine.rows(given, 50)["score"])
     np.testing.assert_array_equal(scores[0], scores[1])
     np.testing.assert_array_equal(scores[0], scores[2])
+
+
+@pytest.mark.parametrize("op", [Op.SIN, Op.COS])
+def test_an_angle_far_out_changes_no_other_row(op: Op, tmp_path: Path) -> None:
+    """Beyond 8192 the C library computes it, and that of this row alone. Found by fuzzing."""
+    x = Input("x", "float32", (3,), "candidate")
+    graph = Graph((x,), {"y": Node(op, (input_node(x),))})
+    engine, _ = built(graph, tmp_path)
+    given = rows(graph, 40, seed=1)
+    before = engine.rows(given, 40)["y"]
+    far = {"x": given["x"].copy()}
+    far["x"][::4, 1] = [1e6, np.inf, np.nan, -8193, 3e38] * 2
+    after = engine.rows(far, 40)["y"]
+    kept = far["x"] == given["x"]
+    np.testing.assert_array_equal(after[kept], before[kept])
+    np.testing.assert_allclose(after, interpret(graph, far)["y"], atol=1e-6)

@@ -244,26 +244,24 @@ INL F sine(F x, I sign, int quarter) {
   F r = (turn & 1) != 0 ? c : s;
   return float_of(bits_of(r) ^ ((turn & 2) << 30) ^ sign);
 }
-INL bool any_beyond(F x, float limit) {
-  I beyond = ~(v_abs(x) <= limit);
-  int32_t any = 0;
+// `r`, but for lanes whose x is beyond that what the C library computes: those alone, as other lanes may be other rows
+template <class Far> INL F near_or(F r, F x, I near, Far far) {
+  int32_t all = -1;
   UNROLL
-  for (int i = 0; i < LANES; i++) any |= beyond[i];
-  return any != 0;
+  for (int i = 0; i < LANES; i++) all &= near[i];
+  if (__builtin_expect(!all, 0))
+    for (int i = 0; i < LANES; i++)
+      if (!near[i]) r[i] = far(x[i]);
+  return r;
 }
 INL F v_sin(F x) {
-  if (__builtin_expect(any_beyond(x, 8192.f), 0)) {
-    for (int i = 0; i < LANES; i++) x[i] = sinf(x[i]);
-    return x;
-  }
-  return sine(x, bits_of(x) & (int32_t)0x80000000, 0);
+  const I near = v_abs(x) <= 8192.f;
+  const F t = near ? x : F{};
+  return near_or(sine(t, bits_of(t) & (int32_t)0x80000000, 0), x, near, [](float a) FORCE { return sinf(a); });
 }
 INL F v_cos(F x) {
-  if (__builtin_expect(any_beyond(x, 8192.f), 0)) {
-    for (int i = 0; i < LANES; i++) x[i] = cosf(x[i]);
-    return x;
-  }
-  return sine(x, I{}, 1);
+  const I near = v_abs(x) <= 8192.f;
+  return near_or(sine(near ? x : F{}, I{}, 1), x, near, [](float a) FORCE { return cosf(a); });
 }
 // |x| < 1: x times a polynomial in x * x; beyond: 1 - exp(-polynomial), both fitted to the least largest error in double precision
 INL F v_erf(F x) {
