@@ -101,14 +101,33 @@ class Turns:
     async def run(self, work: Callable[[], T], rows: int, arrived: float, timeout: float) -> T:
         """What `work` returns, called in its turn. Refused (503) at once when `timeout` seconds from `arrived` (by the clock) cannot be
         kept, or later when they were not."""
+        sentence = self.refusal(rows, arrived, timeout)
+        if sentence is not None:
+            raise Refused(sentence, OVERLOADED)
+        return await self.admitted(work, rows, arrived, timeout)
+
+    def refusal(self, rows: int, arrived: float, timeout: float) -> str | None:
+        """Why a request cannot be answered in its time; None where it may be `admitted`, which must follow at once."""
         now, seconds = self._clock(), self.service.seconds(rows)
         if not self._busy:
             left = arrived + timeout - now
             if seconds > left and not (seconds < _HOPE * left and self.service.is_stale(rows, now)):
-                raise Refused(
-                    f"{rows} rows take about {1000 * seconds:.3g} ms here; the request's time is {1000 * timeout:.4g} ms", OVERLOADED
-                )
-            self._begin(now)
+                return f"{rows} rows take about {1000 * seconds:.3g} ms here; the request's time is {1000 * timeout:.4g} ms"
+            return None
+        if len(self._waiting) >= self._most:
+            return f"overloaded: {self._most} requests wait here, which is as many as may. {_ELSEWHERE}"
+        done = now + self._ahead * self._slowdown + seconds
+        if done + seconds > arrived + timeout * _SHARE:  # it may have waited unseen for as long as one scoring takes
+            return (
+                f"overloaded: {len(self._waiting)} requests wait here, and an answer would take about {1000 * (done - arrived):.3g} ms; "
+                f"the request's time is {1000 * timeout:.4g} ms. {_ELSEWHERE}"
+            )
+        return None
+
+    async def admitted(self, work: Callable[[], T], rows: int, arrived: float, timeout: float) -> T:
+        """What `work` returns, called in its turn. Refused (503) when that comes too late."""
+        if not self._busy:
+            self._begin(self._clock())
             try:
                 return self._call(work, rows)
             finally:
@@ -116,16 +135,9 @@ class Turns:
                     self._busy = False
                 else:
                     asyncio.get_running_loop().call_soon(self._next)
-        if len(self._waiting) >= self._most:
-            raise Refused(f"overloaded: {self._most} requests wait here, which is as many as may. {_ELSEWHERE}", OVERLOADED)
-        latest, done = arrived + timeout * _SHARE, now + self._ahead * self._slowdown + seconds
-        if done + seconds > latest:  # it may have waited unseen for as long as one scoring takes
-            raise Refused(
-                f"overloaded: {len(self._waiting)} requests wait here, and an answer would take about {1000 * (done - arrived):.3g} ms; "
-                f"the request's time is {1000 * timeout:.4g} ms. {_ELSEWHERE}",
-                OVERLOADED,
-            )
-        ticket = _Ticket(work, asyncio.get_running_loop().create_future(), rows, seconds, latest - seconds, timeout)
+        seconds = self.service.seconds(rows)
+        latest = arrived + timeout * _SHARE - seconds
+        ticket = _Ticket(work, asyncio.get_running_loop().create_future(), rows, seconds, latest, timeout)
         self._waiting.append(ticket)
         self._ahead += seconds
         return await ticket.given

@@ -136,15 +136,20 @@ class Application:
             model = self._model(path)  # again: another version may have come meanwhile
             told = headers.get(protocol.HEADER_LENGTH)
             asked, cut = protocol.outline(model.signature, body, told, worker.limits, model.layouts)
+            seconds = worker.seconds(model, asked, timeout)
+            sentence = worker.turns.refusal(asked.rows, arrived, seconds)
+            if sentence is not None:  # said here and not raised: under overload most requests end here
+                self._refuse(scope, http, OVERLOADED, sentence)
+                return
             if worker.candidate is None and not worker.logs_requests and worker.spans is None:
-                await worker.score(model, asked, body, cut, arrived, timeout, answer)
+                await worker.score(model, asked, body, cut, arrived, seconds, answer)
                 return
             key = asked.id or headers.get(HEADER_ID, "")
             chosen = worker.answers(model, key)
             if chosen is not model:
                 model = chosen
                 asked, cut = protocol.outline(model.signature, body, told, worker.limits, model.layouts)
-            await worker.score(model, asked, body, cut, arrived, timeout, answer, key, headers.get("traceparent"))
+            await worker.score(model, asked, body, cut, arrived, seconds, answer, key, headers.get("traceparent"))
         finally:
             worker.turns.inside -= 1
             worker.release(size)

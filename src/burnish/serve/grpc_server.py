@@ -277,13 +277,17 @@ class GrpcServer:
             model = worker.answers(model, key)
             asked, body = outline(model.signature, message, worker.limits)
             parent = _metadata(context, "traceparent") if worker.spans is not None else None
+            seconds = worker.seconds(model, asked, left)
+            sentence = worker.turns.refusal(asked.rows, arrived, seconds)
+            if sentence is not None:
+                raise Refused(sentence, OVERLOADED)
             return await worker.score(
                 model,
                 asked,
                 body,
                 0,
                 arrived,
-                left,
+                seconds,
                 lambda asked, scores: answer(self._classes, model, message, asked, scores),
                 key,
                 parent,

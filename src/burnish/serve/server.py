@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import gc
 import math
 import os
 import re
@@ -226,6 +227,8 @@ def _application(
         board.facts = _facts(model.scorer.artifact, name, now.version)
         if trace.wanted():
             worker.spans = trace.Spans()
+        gc.collect()
+        gc.freeze()  # what lives as long as the worker is not looked through again and again
         counters.started()
     except BurnishError as error:
         sys.exit(str(error))

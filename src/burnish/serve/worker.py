@@ -191,6 +191,12 @@ class Worker:
     def release(self, size: int) -> None:
         self._held -= size
 
+    def seconds(self, model: Served, asked: Layout, timeout: float | None) -> float:
+        """The time of a request: the shorter of what it says itself and what the transport says (`timeout`, s), else the model's."""
+        if timeout is None and asked.timeout is None:
+            return model.timeout
+        return min(*(t for t in (timeout, asked.timeout) if t is not None), self.limits.seconds)
+
     async def score(
         self,
         model: Served,
@@ -198,19 +204,16 @@ class Worker:
         body: bytes,
         cut: int,
         arrived: float,
-        timeout: float | None,
+        seconds: float,
         answer: Callable[[Layout, Scores], T],
         key: str = "",
         parent: str | None = None,
     ) -> T:
-        """What `answer` makes of the scores of one request, in its turn.
+        """What `answer` makes of the scores of one request that `turns.refusal` has nothing against, in its turn.
 
-        `timeout` is what the transport says of the request's time, in s; `key` and `parent` are the request's id and its trace.
-        Refused (503) when it cannot be answered in time.
+        `seconds` is the request's time from when it `arrived`; `key` and `parent` are its id and its trace. Refused (503) when its turn
+        comes too late.
         """
-        seconds = model.timeout
-        if timeout is not None or asked.timeout is not None:
-            seconds = min(*(t for t in (timeout, asked.timeout) if t is not None), self.limits.seconds)
 
         def turn() -> T:
             computing = time.perf_counter()
@@ -232,7 +235,7 @@ class Worker:
 
         model.requests += 1
         try:
-            return await self.turns.run(turn, asked.rows, arrived, seconds)
+            return await self.turns.admitted(turn, asked.rows, arrived, seconds)
         finally:
             model.requests -= 1
             if model.retired and not model.requests:
