@@ -249,7 +249,8 @@ def peak(
         best: LoadResult | None = None
         wanted, failed, step = low or load, high, precision
         while end - time.monotonic() > (seconds_for(wanted, confirm_seconds) if best else 0):
-            if holds(wanted, confirm_seconds):
+            spare = end - time.monotonic() - 2 * seconds_for(wanted, confirm_seconds)  # for another run at a lower load
+            if holds(wanted, confirm_seconds, tries=2 if spare > seconds_for(wanted, confirm_seconds) else 1):
                 best = tried[-1]
                 if failed - wanted <= precision * failed or wanted == low:
                     break

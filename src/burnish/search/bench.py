@@ -84,6 +84,11 @@ def side_by_side(
             found += rows_of_n
     program = artifact.manifest.programs[0]
     told = [row["latency_us"]["note"] for row in found if row["latency_us"]["note"]]
+    notes += [
+        f"{row['engine']} at {row['candidates']} candidates: {row['load']['sentence']}"
+        for row in found
+        if row["load"] and not row["load"]["valid"]
+    ]
     return {
         "artifact": {"path": str(artifact.path), "recipe": artifact.manifest.recipe.get("name"), "backend": program.backend},
         "rows": found,
