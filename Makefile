@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 DATA := data/complete_journey
 INSTALLED := $(VENV)/.installed
 APT := chromium qemu-user-static libc6-arm64-cross libc6-armhf-cross libc6-riscv64-cross
+# what the libraries of `make coverage` import and their rankers use; benchmarks/zoo.py has the line of each
+THEIRS := certifi charset-normalizer einops idna joblib pandas python-dateutil requests scikit-learn scipy six threadpoolctl tqdm urllib3
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check bench bench-serve accuracy serve-demo browser clean
+.PHONY: demo test check bench bench-serve accuracy coverage serve-demo browser clean
 .DELETE_ON_ERROR:
 
 demo: $(DATA)/dcn_v2.pt  ## from nothing to a decision: data, a trained model, burnish optimize
@@ -28,6 +30,7 @@ bench: $(DATA)/dcn_v2.pt  ## every published figure, into docs/benchmarks.md
 	$(BIN)/python benchmarks/smaller.py --short
 	$(BIN)/python benchmarks/serving.py --short
 	$(BIN)/python benchmarks/capacity.py --short
+	$(BIN)/python benchmarks/family_speed.py --seconds 0.2 --out docs/families.md
 	$(BIN)/python benchmarks/refresh.py
 	$(BIN)/python benchmarks/regret.py --short
 
@@ -36,6 +39,10 @@ bench-serve: $(DATA)/dcn_v2.pt  ## serving beside other servers, under load, ove
 
 accuracy: $(DATA)/dcn_v2.pt  ## what cheaper costs in accuracy, over rankers of many families, into docs/accuracy.md; a stopped run goes on
 	$(BIN)/python benchmarks/accuracy.py
+
+coverage: $(INSTALLED)  ## rankers of other libraries: which are built, equal, and how fast, into docs/coverage.md
+	$(BIN)/python -m pip install -q --no-deps deepctr-torch torch-rechub pytorch-widedeep torchrec $(THEIRS)
+	$(BIN)/python benchmarks/coverage.py --out docs/coverage.md
 
 serve-demo: out/demo/artifact/manifest.json  ## the demo's artifact on http://127.0.0.1:8000
 	$(BIN)/burnish serve out/demo/artifact
