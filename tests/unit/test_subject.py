@@ -102,6 +102,17 @@ def test_a_metric_within_requests_needs_the_request_column(tmp_path):
     )
 
 
+def test_the_calibration_error_has_no_relative_drop(tmp_path):
+    made = subject(tmp_path)
+    made.job = msgspec.structs.replace(made.job, accuracy=Accuracy(metric="ece"))
+    with pytest.raises(JobError) as caught:
+        made.check()
+    assert str(caught.value) == (
+        "job.toml: accuracy.metric 'ece' is 0 for a calibrated model but for noise, so there is no relative drop of it. "
+        'Set accuracy.drop_type = "absolute", and max_drop to such as 0.001'
+    )
+
+
 def test_calibration_rows_too_few_or_of_other_ids_are_refused_before_anything_is_done(tmp_path):
     made = subject(tmp_path, calibration="c.parquet")
     rows = pl.read_parquet(tmp_path / "v.parquet")

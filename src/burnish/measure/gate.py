@@ -31,6 +31,9 @@ BETTER = {  # +1: higher is better; -1: lower; 0: both directions are a loss
 }
 
 
+ABSOLUTE = ("ece",)  # metrics without a relative change
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """What the gate says of a change, in the unit of its `drop_type`: relative (0.001 = 0.1 %) or absolute.
 
@@ -64,7 +67,8 @@ def gate(
     change, low, high = delta.delta, delta.low, delta.high
     if drop_type == "relative":
         if delta.relative is None or delta.relative_low is None or delta.relative_high is None:
-            raise MeasureError(f"the original's {metric} is 0, so no relative drop exists; use drop_type 'absolute'")
+            why = "is 0 for a calibrated model but for noise" if metric in ABSOLUTE else "is 0 for the original"
+            raise MeasureError(f"{metric} {why}, so there is no relative drop of it; use drop_type 'absolute'")
         change, low, high = delta.relative, delta.relative_low, delta.relative_high
     drop, best, worst = _harm(BETTER[metric], change, low, high)
     half = (high - low) / 2

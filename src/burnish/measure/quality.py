@@ -28,7 +28,7 @@ SLICE_VALUES = 50  # of one slice column, the most frequent ones; testing thousa
 
 class Delta(msgspec.Struct, frozen=True):
     """One metric of the changed model beside the original's. `low` to `high` is the interval of `delta` = value - original;
-    `relative` is value / original - 1 with its own interval, None where the original is 0. `units` independent units (rows, or
+    `relative` is value / original - 1 with its own interval, None where the original is 0 and of ece. `units` independent units (rows, or
     requests) stand behind it."""
 
     value: float
@@ -266,22 +266,21 @@ def _ece(
     codes: np.ndarray | None,
     units: int,
 ) -> Delta:
-    """Of the expected calibration error; Student's t with the bootstrap's standard error."""
+    """Of the expected calibration error; Student's t with the bootstrap's standard error. It has no relative change: a model that is
+    calibrated has an error of 0 but for noise, and a share of noise is nothing to judge by."""
     both = (estimate.probabilities(original, scale), estimate.probabilities(scores, scale))
     (before, after), drawn = estimate.calibration_errors(labels, both, codes, units)
     t = float(_special().stdtrit(units - 1, 0.5 + confidence / 2))
     error = float(np.std(drawn[:, 1] - drawn[:, 0], ddof=1))
-    ratio = after / before - 1
-    half = t * float(np.std(drawn[:, 1] / drawn[:, 0], ddof=1))
     return Delta(
         value=float(after),
         original=float(before),
         delta=float(after - before),
         low=float(after - before) - t * error,
         high=float(after - before) + t * error,
-        relative=float(ratio),
-        relative_low=float(ratio) - half,
-        relative_high=float(ratio) + half,
+        relative=None,
+        relative_low=None,
+        relative_high=None,
         standard_error=error,
         units=units,
         interval=f"bootstrap over {'rows' if codes is None else 'requests'}",

@@ -14,7 +14,7 @@ import numpy as np
 from burnish.errors import JobError
 from burnish.host import Host
 from burnish.job import HERE, Job
-from burnish.measure.gate import LEAST
+from burnish.measure.gate import ABSOLUTE, LEAST
 from burnish.measure.quality import PER_REQUEST
 from burnish.measure.traffic import Traffic
 from burnish.passes.evidence import LEAST_ROWS
@@ -67,6 +67,11 @@ class Subject:
         if rule.metric in PER_REQUEST and self.job.data.request is None:
             raise JobError(
                 f"{name}: accuracy.metric {rule.metric!r} is measured within requests. Name the column of the request in data.request"
+            )
+        if rule.metric in ABSOLUTE and rule.drop_type == "relative":
+            raise JobError(
+                f"{name}: accuracy.metric {rule.metric!r} is 0 for a calibrated model but for noise, so there is no relative drop of it. "
+                'Set accuracy.drop_type = "absolute", and max_drop to such as 0.001'
             )
         self._check_calibration()
 
