@@ -454,3 +454,22 @@ def test_kserves_client_works_unmodified(server):
         return next(output.as_numpy() for output in answer.outputs if output.name == "score")
 
     assert asyncio.run(main()).shape == (5,)
+
+
+def test_the_aio_client_gets_the_scorers_bits(server, scorer):
+    aio = pytest.importorskip("tritonclient.http.aio")
+    request, candidates, _ = call(9)
+    expected = scorer(request, candidates)["score"].tobytes()
+
+    async def main() -> list[bytes]:
+        async with aio.InferenceServerClient(server.address) as client:
+            assert await client.is_server_ready() and await client.is_model_ready("ranker")
+            tensors = []
+            for name, array in wire(request, candidates).items():
+                tensor = aio.InferInput(name, list(array.shape), DATATYPES[array.dtype.name])
+                tensor.set_data_from_numpy(array)
+                tensors.append(tensor)
+            answers = await asyncio.gather(*(client.infer("ranker", tensors) for _ in range(20)))
+            return [answer.as_numpy("score").tobytes() for answer in answers]
+
+    assert asyncio.run(main()) == [expected] * 20

@@ -457,3 +457,37 @@ def test_a_layout_that_comes_again_is_bound_once_and_scores_the_same():
     assert scorer.bound == 1
     with pytest.raises(Refused, match="the binary part ends inside input 'price'"):
         protocol.scores_of(scorer, found, body[:-4], cut)
+
+
+def test_ids_of_requests_do_not_make_other_layouts_and_come_back():
+    scorer, kept = Bindable(MIXED), dict[bytes, Any]()
+    wire, table = request_tensors(5)
+    plain, header = tensors(wire, True, parameters={"binary_data_output": True})
+    for id_ in ("", "a", "", "user-7", "naïve", "x" * 99, 'with \\"quotes\\"', "with \\\\ backslash", "a", ""):
+        front = f'{{"id":"{id_}",'.encode() if id_ else b"{"
+        body = front + plain[1:]
+        found, cut = protocol.outline(MIXED, body, str(int(header or 0) + len(front) - 1), kept=kept)
+        said = json.loads(body[:cut]).get("id", "")
+        assert found.id == said
+        scores = protocol.scores_of(scorer, found, body, cut)
+        assert scores.tobytes() == Sum(MIXED).rows(table).tobytes()
+        text, length = encode(MIXED, found, scores, "m", "1")
+        assert length is not None and length % 8 == 0
+        assert json.loads(text[:length]).get("id", "") == said and text[length:] == scores.tobytes()
+    assert (scorer.bound, len(kept)) == (1, 3)  # those with a backslash are parsed every time they differ
+
+
+@pytest.mark.parametrize("front", [b'{"id":"a","id":"b",', b'{"id":"",', b'{"id":"\xff",', b'{"id":"\x01",', b'{"id":"a" ,', b'{"id":7,'])
+def test_odd_ids_are_what_a_parser_says(front):
+    plain, header = tensors(request_tensors(2)[0], True)
+    body, kept = front + plain[1:], dict[bytes, Any]()
+    for _ in range(2):
+        try:
+            said = json.loads(front + b'"x":0}', strict=True)["id"]
+        except ValueError:
+            said = None
+        if isinstance(said, str):
+            assert protocol.outline(MIXED, body, str(int(header or 0) + len(front) - 1), kept=kept)[0].id == said
+        else:
+            with pytest.raises(Refused):
+                protocol.outline(MIXED, body, str(int(header or 0) + len(front) - 1), kept=kept)

@@ -1,7 +1,7 @@
 """A running server as calls of (request, candidates), which is what load tests take: the scores come over the wire.
 
 Each call has a connection of its own and waits for its answer, so as many queries are under way as there are calls; what comes meanwhile
-waits at the caller, and its time counts. A server that refuses or fails ends the run with its sentence.
+waits at the caller, and its time counts. A server that refuses because it has too much is overloaded, and one that fails ends the run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from burnish.errors import ServeError
+from burnish.errors import Overloaded, ServeError
 from burnish.inputs import Input
 from burnish.serve.wire import DATATYPES
 
@@ -59,7 +59,8 @@ class HttpCall:
         self.socket.sendall(head.encode() + body)
         status, headers, answer = self._answer()
         if status != 200:
-            raise ServeError(f"the server answered {status}: {answer[:500].decode(errors='replace')}")
+            kind = Overloaded if status == 503 else ServeError
+            raise kind(f"the server answered {status}: {answer[:500].decode(errors='replace')}")
         cut = int(headers.get("inference-header-content-length", len(answer)))
         found, at = {}, cut
         for output in json.loads(answer[:cut])["outputs"]:
@@ -98,7 +99,8 @@ class GrpcCall:
             raise ServeError("gRPC needs grpcio, which is not installed: pip install 'burnish[grpc]'") from None
         from burnish.serve.messages import SERVICE, protocol
 
-        self.name, self.inputs = name, inputs
+        self.name, self.inputs, self.failed = name, inputs, grpc.RpcError
+        self.busy = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
         self.message, answer = (protocol()[kind] for kind in protocol().methods["ModelInfer"])
         # a channel of its own, not one shared with those of the same address
         channel = grpc.insecure_channel(f"{host}:{port}", [("grpc.use_local_subchannel_pool", 1)])
@@ -115,7 +117,11 @@ class GrpcCall:
         for name, array in _tensors(self.inputs, request, candidates):
             message.inputs.add(name=name, datatype=DATATYPES[array.dtype.name], shape=array.shape)
             message.raw_input_contents.append(array.tobytes())
-        answer = self.infer(message, timeout=SECONDS)
+        try:
+            answer = self.infer(message)  # without a time of ours: the server would take it for the request's
+        except self.failed as error:
+            kind = Overloaded if error.code() in self.busy else ServeError
+            raise kind(f"the server answered {error.code().name}: {error.details()}") from None
         found = {
             output.name: np.frombuffer(raw, TENSORS[output.datatype]).reshape(output.shape)
             for output, raw in zip(answer.outputs, answer.raw_output_contents)

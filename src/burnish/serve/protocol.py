@@ -80,8 +80,17 @@ class Wanted(msgspec.Struct, frozen=True):
     binary: bool
 
 
+class Again(msgspec.Struct):
+    """What is kept of a layout for the next request that has it: how often it was met, the JSON part of a binary answer but its id, and
+    arrays that the scorer is bound to."""
+
+    times: int = 0
+    answer: bytes | None = None
+    bound: Bound | None = None
+
+
 class Layout(msgspec.Struct):
-    """All that the JSON of a request says. `answer` is the JSON part of a binary answer, once one was made."""
+    """All that the JSON of a request says."""
 
     id: str
     wanted: tuple[Wanted, ...]
@@ -91,9 +100,7 @@ class Layout(msgspec.Struct):
     requests: int
     binary_bytes: int
     timeout: float | None = None  # seconds that the request gives itself
-    answer: bytes | None = None
-    bound: Bound | None = None
-    times: int = 0  # that it was met
+    again: Again = msgspec.field(default_factory=Again)
 
 
 class Bound:
@@ -126,7 +133,7 @@ class Bound:
     def fits(layout: Layout) -> bool:
         """Whether it pays (the layout comes again, and is small enough to be kept) and can be: the tensors of one request as bytes, none
         whose values need a look."""
-        if layout.times < _AGAIN or layout.binary_bytes > _BOUND_BYTES or layout.plain or layout.requests != 1:
+        if layout.again.times < _AGAIN or layout.binary_bytes > _BOUND_BYTES or layout.plain or layout.requests != 1:
             return False
         return all(slot.array is None and slot.wire is not OFFSETS_WIRE and slot.wire.dtype.kind != "b" for slot in layout.slots)
 
@@ -209,7 +216,7 @@ def outline(
     if header_length is None:
         return layout(signature, body, False, limits), len(body)
     cut = _cut(body, header_length)
-    text = body[:cut]
+    text, id_ = _without_id(body[:cut])
     found = kept.get(text) if kept is not None else None
     if found is None:
         found = layout(signature, text, True, limits)
@@ -217,8 +224,20 @@ def outline(
             if len(kept) >= _KEPT:  # as many different shapes as this are no traffic that repeats itself
                 kept.clear()
             kept[text] = found
-    found.times += 1
-    return found, cut
+    found.again.times += 1
+    return (msgspec.structs.replace(found, id=id_) if id_ and not found.id else found), cut
+
+
+def _without_id(text: bytes) -> tuple[bytes, str]:
+    """The JSON of a request without the id that clients put first, and that id: with another id it is the same layout."""
+    end = text.find(b'",', len(_ID)) if text.startswith(_ID) else -1
+    try:
+        found = text[len(_ID) : end].decode() if end > 0 else ""
+    except UnicodeDecodeError:
+        return text, ""
+    if "\\" in found or '"' in found or not found.isprintable():  # not what it seems, or needs a parser
+        return text, ""
+    return (b"{" + text[end + 2 :], found) if found else (text, "")
 
 
 def layout(signature: Signature, text: bytes, binary: bool, limits: Limits = LIMITS) -> Layout:
@@ -294,11 +313,11 @@ def fill(found: Layout, body: bytes | memoryview, cut: int) -> Call:
 
 def scores_of(scorer: Scorer, layout: Layout, body: bytes, cut: int) -> Scores:
     """The scorer's answer to a layout and the bytes of `body` behind `cut`. It is good until the next call."""
-    bound = layout.bound
+    bound = layout.again.bound
     if bound is None:
         if not Bound.fits(layout):
             return score(scorer, fill(layout, body, cut))
-        bound = layout.bound = Bound(layout, scorer)
+        bound = layout.again.bound = Bound(layout, scorer)
     return bound.score(layout, body, cut)
 
 
@@ -323,8 +342,8 @@ def score(scorer: Scorer, call: Call) -> Scores:
 
 def encode(signature: Signature, layout: Layout, scores: Scores, name: str, version: str) -> tuple[bytes, int | None]:
     """The body that answers a request, and the length of its JSON part when tensors follow as bytes (None when all is JSON)."""
-    answer = layout.answer
-    if answer is not None and scores.__class__ is np.ndarray:
+    answer, id_ = layout.again.answer, layout.id
+    if answer is not None and not id_ and scores.__class__ is np.ndarray:
         return answer + scores.tobytes(), len(answer)  # one output
     if not isinstance(scores, dict):
         scores = {next(iter(signature.outputs)): scores}
@@ -333,14 +352,17 @@ def encode(signature: Signature, layout: Layout, scores: Scores, name: str, vers
     if answer is None:
         answer = _answer(layout, scores, name, version)
         if len(parts) == len(wanted):  # no values in it: it is the same for every request of this layout
-            layout.answer = answer
+            layout.again.answer = answer
+    if id_:
+        first = b'{"id":' + msgspec.json.encode(id_) + b","
+        answer = first + answer[1:] + b" " * (-(len(first) - 1) % 8)
     if not parts:
         return answer, None
     return b"".join((answer, *parts)), len(answer)
 
 
 def _answer(asked: Layout, scores: Mapping[str, np.ndarray], name: str, version: str) -> bytes:
-    """The JSON of an answer, padded with spaces so that a client's views of tensors behind it are aligned."""
+    """The JSON of an answer but its id, padded with spaces so that a client's views of tensors behind it are aligned."""
     outputs = []
     for wanted in asked.wanted:
         array = scores[wanted.name]
@@ -350,8 +372,7 @@ def _answer(asked: Layout, scores: Mapping[str, np.ndarray], name: str, version:
         else:
             told["data"] = array.ravel().tolist()
         outputs.append(told)
-    answer = {"model_name": name, "model_version": version, "outputs": outputs, **({"id": asked.id} if asked.id else {})}
-    text = msgspec.json.encode(answer)
+    text = msgspec.json.encode({"model_name": name, "model_version": version, "outputs": outputs})
     return text + b" " * (-len(text) % 8)
 
 
@@ -418,6 +439,7 @@ def model_metadata(signature: Signature, name: str, version: str) -> dict[str, A
 
 _OFFSETS_RULE = "offsets must rise from 0 to the number of candidates, {}, with one more entry than requests"
 _KEPT, _KEPT_BYTES = 256, 16 << 10  # layouts that are remembered, and the longest JSON of one
+_ID = b'{"id":"'
 _AGAIN, _BOUND_BYTES = 3, 256 << 10  # times that a layout must come before arrays are kept for it, and the most bytes of them
 
 
