@@ -43,6 +43,10 @@ class ServeError(BurnishError):
     """The server cannot start or was asked for something it does not have."""
 
 
+class Overloaded(ServeError):
+    """A server refused a request because it has too many."""
+
+
 class ObjectiveNotMet(BurnishError):
     """Everything ran, and nothing meets the objective; the text names the nearest that can be met."""
 

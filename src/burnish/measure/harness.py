@@ -16,7 +16,7 @@ from typing import Self
 import msgspec
 import numpy as np
 
-from burnish.errors import MeasureError
+from burnish.errors import MeasureError, Overloaded
 from burnish.measure.generator import DONE_BYTES, NO_ID, QUERY, SWITCH_SECONDS, Order
 from burnish.measure.latency import Scoring
 from burnish.measure.traffic import Traffic
@@ -98,6 +98,7 @@ class Run:
         self.answers: list[tuple[int, object]] = []
         self.server_cpu_ns = 0
         self.gave_up = False
+        self.refused = 0
         self.failure: BaseException | None = None
         remote = any(getattr(call, "remote", False) for call in calls)
         self.cores: tuple[tuple[int, ...], ...] = cores(0 if remote else len(calls))
@@ -151,12 +152,15 @@ class Run:
             begin = clock()
             try:
                 answer = call(*calls[index])
+            except Overloaded:
+                self.refused += 1
+                answer = None
             except Exception as error:  # whatever it is: LoadGen waits for ever for a query that is never answered
                 self.failure = error
                 answer = None
             end = clock()
             self.service_ns.append(end - begin)
-            if index in keep and len(self.answers) < KEPT:
+            if answer is not None and index in keep and len(self.answers) < KEPT:
                 self.answers.append((index, kept(answer)))
             _tell(done, answered)
             last = clock()

@@ -15,7 +15,7 @@ import re
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from burnish.errors import MeasureError
+from burnish.errors import MeasureError, Overloaded
 from burnish.host import Host, versions
 from burnish.measure import latency
 from burnish.measure.generator import ISSUED, REPLAYED, TRACE, Order
@@ -78,6 +78,7 @@ class LoadResult(msgspec.Struct, frozen=True):
     cpu_share: float  # processor time of the servers over their busy time; below 1 they waited, or other programs had their cores
     servers: int
     candidates: float  # mean of a call
+    refused: int  # by a server that said it has too many
     checked: int  # answers compared with what was expected
     wrong: int
     curve: tuple[tuple[float, float], ...]  # (percentile, us)
@@ -136,7 +137,8 @@ def server(
     truth = {i: kept(calls[0](*traffic[i])) if expected is None else expected[i] for i in sampled}
     computes = (latency.context_switches() - switched)[0] < len(truth) / 2  # it does not wait for a device or another process
     for each in calls:
-        each(*traffic[0])  # warm, on whatever thread; the run itself begins with an idle server
+        with suppress(Overloaded):
+            each(*traffic[0])  # warm, on whatever thread; the run itself begins with an idle server
     with ExitStack() as opened:
         logs = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="burnish-loadgen-")))
         generator = generator or opened.enter_context(Generator())
@@ -183,6 +185,7 @@ def server(
         cpu_share=run.server_cpu_ns / (sum(run.service_ns) + sum(run.harness_ns)) if run.service_ns else 0.0,
         servers=len(calls),
         candidates=float(np.diff(traffic.ends).mean()),
+        refused=run.refused,
         checked=len(run.answers),
         wrong=sum(not same(answer, truth[index], tolerance) for index, answer in run.answers),
         curve=tuple((q, _rank(latency_us, q)) for q in (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9) if len(latency_us) * (100 - q) > 99.9),
@@ -362,6 +365,8 @@ def _judge(result: LoadResult, overloaded: bool = False, robbed: bool = False) -
     """
     if result.wrong:
         return "wrong answers", f"{result.wrong} of {result.checked} answers checked during the run were wrong; nothing else it says counts"
+    if result.refused:
+        return "overloaded", f"overloaded: {result.refused:,} of {result.queries:,} queries were refused at {result.qps:,.0f} a second"
     if robbed and (overloaded or result.p99_us > result.slo_us):
         return "disturbed", (
             f"other programs had the servers' cores for {100 * (1 - result.cpu_share):.0f} % of the time, so that p99 was "
