@@ -223,7 +223,7 @@ def main() -> None:
                     "",
                 ]
                 lines += masks(ways, options.seconds)
-    lines += ["", "## Hot rows first", "", (pages.__doc__ or "").replace("\n    ", " "), "", *pages(), "", line]
+    lines += ["", "## Hot rows first", "", (pages.__doc__ or "").replace("\n    ", "\n"), "", *pages(), "", line]
     text = "\n".join(lines) + "\n"
     if options.short:
         print(text)

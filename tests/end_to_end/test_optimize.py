@@ -116,6 +116,15 @@ def test_the_report_names_the_layers_that_int8_costs_most(finished):
     assert trials["onnxruntime-fp32"]["layers"] is None
 
 
+def test_any_metric_of_the_gate_can_decide(finished, tmp_path):
+    job, _, _ = finished
+    rule = 'metric = "ece"\ndrop_type = "absolute"\nmax_drop = 0.01'
+    other = changed(job, tmp_path, ("max_drop = 0.01", rule), ('recipes = ["fp32", "int8"]', 'recipes = ["int8"]'))
+    result = optimize(other, tmp_path / "out")
+    assert "ECE changes by" in result.plan.sentences[0] and "0.01 is allowed" in result.plan.sentences[0]
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
 def test_another_load_and_price_are_decided_from_the_same_measurements(finished, tmp_path):
     job, out, first = finished
     before = (out / "trials.jsonl").read_bytes()
