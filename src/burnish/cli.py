@@ -236,14 +236,12 @@ def serve(
         float | None, typer.Option(help="Time of a request that says none; default: the objective's p99, else 1000.")
     ] = None,
     admin: Annotated[bool, typer.Option("--admin", help="Allow calls that change the version that is served.")] = False,
-    tokens: Annotated[
-        Path | None, typer.Option(help="Bearer tokens, one a line; 'admin:' before those that may change what is served.")
-    ] = None,
+    tokens: Annotated[Path | None, typer.Option(help="File of bearer tokens: docs/serving.md.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM): serve over TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
-    client_ca: Annotated[Path | None, typer.Option(help="Serve only clients with a certificate of this authority (PEM).")] = None,
-    trust: Annotated[Path | None, typer.Option(help="Serve only artifacts that this public key (PEM) signed: burnish sign.")] = None,
-    log: Annotated[str, typer.Option(help="text, json, or requests: json, and a line a request.")] = "text",
+    client_ca: Annotated[Path | None, typer.Option(help="Authority (PEM) that signs clients' certificates.")] = None,
+    trust: Annotated[Path | None, typer.Option(help="Public key (PEM) that must have signed.")] = None,
+    log: Annotated[str, typer.Option(help="text, json or requests (a line each).")] = "text",
 ) -> None:
     """Serve an artifact over REST and gRPC (Open Inference v2)."""
     from burnish.serve.server import Options
