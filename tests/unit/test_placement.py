@@ -94,13 +94,15 @@ def test_a_cloud_answer_takes_network_queue_and_computation_together(tmp_path):
 
 def test_an_estimate_says_how_it_was_made_and_a_measurement_takes_its_place(tmp_path):
     row = {"candidates": 128, "latency_us": {"p50": 900.0, "p99": 1500.0, "curve": [[1, 800], [50, 900], [99, 1500]]}}
-    (tmp_path / "bench.json").write_text(json.dumps({"rows": [row | {"candidates": 1}, row], "host": {}}))
+    bench = {"rows": [row | {"candidates": 1}, row], "host": {}, "peak_memory_bytes": 300_000_000}
+    (tmp_path / "bench.json").write_text(json.dumps(bench))
     found, _ = places(HERE, PHONE, HostTable("measured app", device="phone", measured="bench.json"), base=tmp_path)
     assert not found["app"].measured
     assert found["app"].estimate == "an estimate: the times of this machine x 3, the ratio of arithmetic peaks"
     assert found["app"].p50_ms == pytest.approx(np.median(SERVICE) * 232 / 77 / 1000, rel=0.01)
     assert found["measured app"].measured and found["measured app"].estimate == ""
     assert found["measured app"].p99_ms == pytest.approx(1.5, rel=0.01)
+    assert found["measured app"].obstacles == ("it takes 300 MB of memory, and 256 MB are there",)  # and not what it took here
     assert found["this machine"].measured
 
 

@@ -125,6 +125,7 @@ class Bench(msgspec.Struct):
     """What is read of a bench's file; more may be in it."""
 
     rows: Annotated[tuple[BenchRow, ...], msgspec.Meta(min_length=1)]
+    peak_memory_bytes: int | None = None  # of the process; the C export's bench program says it
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -250,7 +251,8 @@ def _in_cloud(asked: Asked, host: HostTable) -> Place:
 def _on_device(asked: Asked, host: HostTable) -> Place:
     subject, device = asked.subject, _device(asked, host)
     service, measured, how = service_times(asked, host)
-    memory, package = max(subject.resident_bytes, subject.weight_bytes), subject.weight_bytes
+    peak = _bench(asked.base / host.measured, host.name).peak_memory_bytes if host.measured else None
+    memory, package = peak or max(subject.resident_bytes, subject.weight_bytes), subject.weight_bytes
     gb, month, million = _updates(asked, package)
     return Place(
         name=host.name,
@@ -344,14 +346,19 @@ def service_times(asked: Asked, host: HostTable) -> tuple[np.ndarray, bool, str]
     return service * slower, False, f"an estimate: the times of this machine x {slower:.2g}, the ratio of arithmetic peaks"
 
 
-def _measured(path: Path, candidates: int, name: str) -> np.ndarray:
-    """Service times from what `burnish bench --json`, or the C runner, wrote: the first engine's, at this number of candidates."""
+def _bench(path: Path, name: str) -> Bench:
+    """What `burnish bench --json`, or the C export's bench program, wrote on the host `name`."""
     try:
-        content = msgspec.json.decode(path.read_bytes(), type=Bench)
+        return msgspec.json.decode(path.read_bytes(), type=Bench)
     except OSError as error:
         raise JobError(f"hosts: cannot read {path}, where {name!r} was measured: {error.strerror}") from None
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise JobError(f"hosts: {path} is not what `burnish bench --json` writes: {error}") from None
+
+
+def _measured(path: Path, candidates: int, name: str) -> np.ndarray:
+    """Service times of the first engine of a bench, at this number of candidates."""
+    content = _bench(path, name)
     rows = [row for row in content.rows if row.engine == content.rows[0].engine]
     row = next((row for row in rows if row.candidates == candidates), None)
     if row is None:
