@@ -22,7 +22,8 @@ from burnish.inputs import Input  # noqa: E402
 
 torch.set_num_threads(1)
 EXPORTED = ("DLRM", "DCN-v2", "DIN with Dice and PReLU", "GRU of two layers both ways", "AutoInt", "MMoE", "two-tower", "single matrix",
-            "bag mean, last offset", "bag of fields", "transformer", "last state", "pointwise zoo")  # fmt: skip
+            "bag mean, last offset", "bag of fields", "bag mean, padding", "bag max, padding",
+            "bag sum, weights, offsets", "transformer", "last state", "pointwise zoo")  # fmt: skip
 dense = Input("dense", "float32", (DENSE,))
 x = Input("x", "float32", (4,))
 

@@ -19,7 +19,7 @@ from burnish.capture.bounds import bounded
 from burnish.capture.calling import inferred, listed
 from burnish.capture.onnx_ops import ONNX
 from burnish.capture.onnx_ops.call import Call
-from burnish.capture.onnx_ops.tensors import bag_loop
+from burnish.capture.onnx_ops.tensors import bag_loop, padded_bag_loop
 from burnish.capture.parity import check_parity, example_rows, random_rows
 from burnish.capture.value import AS_IT_CAME, Ambiguous, AtThisBatch, Mixes, NumberOfRows, Unsupported, Value
 from burnish.errors import CaptureError, GraphError
@@ -187,9 +187,11 @@ def _translated(node: ir.Node, operands: Sequence[Any], call: Call, file: str, e
 
 
 def _as_bag(node: ir.Node, env: Mapping[ir.Value, Any]) -> tuple[Any, ...] | None:
-    """The results of a Loop that is an EmbeddingBag as torch exports it without padding; None for any other Loop."""
+    """The results of a Loop that is an EmbeddingBag as torch exports it; None for any other Loop."""
     inside = list(_nodes_of(node.attributes["body"].as_graph()))
     ops = [n.op_type for n in inside]
+    if ops.count("Loop") == 1:
+        return _as_padded_bag(node, inside, env)
     read = [env.get(v) for v in (n.inputs[0] for n in inside if n.op_type == "Slice") if v is not None]
     offsets = {id(v): v for v in read if isinstance(v, Ramp)}
     data = {id(v): v for v in read if isinstance(v, Value) and v.rows == 0}
@@ -197,6 +199,22 @@ def _as_bag(node: ir.Node, env: Mapping[ir.Value, Any]) -> tuple[Any, ...] | Non
     if "Loop" in ops or ops.count("SequenceInsert") != 1 or len(offsets) != 1 or len(data) != 1 or reduce is None:
         return None
     bag = bag_loop(next(iter(data.values())), next(iter(offsets.values())), reduce)
+    return tuple([bag] if v is not None and isinstance(env.get(v), list) else None for v in node.inputs[2:])
+
+
+def _as_padded_bag(node: ir.Node, inside: Sequence[ir.Node], env: Mapping[ir.Value, Any]) -> tuple[Any, ...] | None:
+    """Likewise of one with a padding_idx: an inner Loop gathers the places of a bag whose id is not that, and those rows are reduced."""
+    gathered = [env.get(v) for v in (n.inputs[0] for n in inside if n.op_type == "Gather") if v is not None]
+    constants = [v.const_value for n in inside if n.op_type == "Equal" for v in n.inputs if v is not None and v.const_value is not None]
+    offsets = {id(v): v for v in gathered if isinstance(v, Ramp)}
+    rows = [v for v in gathered if isinstance(v, Value) and v.rows == 0]
+    ids = {id(v): v for v in rows if v.dtype == "int64" and len(v.shape) == 1}
+    data = {id(v): v for v in rows if v.dtype == "float32" and len(v.shape) == 2}
+    padding = [int(v.numpy().item()) for v in constants if v.size == 1]
+    reduce = next((op for name, op in REDUCE.items() if name in {n.op_type for n in inside}), None)
+    if [len(offsets), len(ids), len(data), len(padding)] != [1, 1, 1, 1] or reduce is None:
+        return None
+    bag = padded_bag_loop(next(iter(data.values())), next(iter(ids.values())), next(iter(offsets.values())), padding[0], reduce)
     return tuple([bag] if v is not None and isinstance(env.get(v), list) else None for v in node.inputs[2:])
 
 

@@ -232,6 +232,24 @@ def bag_loop(data: Value, offsets: Ramp, op: Op) -> Value:
     return V.reduce(op, V.reshape(data, (bags, step, *data.shape[1:])), [1], False, "a bag over the rows")
 
 
+def padded_bag_loop(data: Value, ids: Value, offsets: Ramp, padding: int, op: Op) -> Value:
+    """`bag_loop` of the rows whose id is not `padding`; 0 where none is left."""
+    bags, step = offsets.shape[0] - 1, offsets.step
+    if offsets.start != 0 or bags * step != data.shape[0]:
+        raise Unsupported("bags of unequal length")
+    rows = V.reshape(data, (bags, step, *data.shape[1:]))
+    kept = C.compare(Op.NE, V.reshape(ids, (bags, step)), padding)
+    wide, what = V.unsqueeze(kept, -1), "a bag over the rows"
+    some = V.reduce(Op.MAX, wide, [1], False, what)
+    if op is Op.MAX:
+        return C.where(some, V.reduce(Op.MAX, C.where(wide, rows, -math.inf), [1], False, what), 0.0)
+    total = V.reduce(Op.SUM, C.where(wide, rows, 0.0), [1], False, what)
+    if op is Op.SUM:
+        return total
+    count = V.reduce(Op.SUM, V.cast(wide, "float32"), [1], False, what)
+    return C.div(total, V.pointwise(Op.MAXIMUM, count, V.number(1.0, "float32")))
+
+
 def _trilu(call: Call, x: Operands, attrs: Attrs) -> Value:
     k = V.array_of(x[1]).item() if len(x) > 1 and x[1] is not None else 0
     keep = np.triu if attrs.get("upper", 1) else np.tril
