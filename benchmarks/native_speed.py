@@ -122,7 +122,7 @@ class Nncf:
 
         folder.mkdir()
         model = openvino.Core().read_model(to_onnx(graph, folder / "model.onnx")[0])
-        chunks = [{k: v[i : i + 128] for k, v in calibration.items()} for i in range(0, 256, 128)]
+        chunks = [{k: v[i : i + 32] for k, v in calibration.items()} for i in range(0, 64, 32)]
         config = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
         made = nncf.quantize(model, nncf.Dataset(chunks), subset_size=len(chunks))
         self.request = openvino.Core().compile_model(made, "CPU", {**config, "INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
@@ -140,7 +140,7 @@ def engines(name: str, folder: Path, peers: set[str]) -> tuple[dict[str, Any], d
     plain: dict[str, Any] = {}
     precision: dict[str, str] = {}
     graph, half = MODELS[name](0.0), MODELS[name](0.5)
-    calibration = rows(graph, 256, seed=99)
+    calibration = rows(graph, 64, seed=99)
     factored = {}
     for kind, recipe_name in RECIPES.items():
         made = apply(graph, recipe(recipe_name).without(FactorRequest), calibration)

@@ -65,7 +65,7 @@ static void step_6(ranker &r, i64 M, i64 q) {  // qlinear -> mul -> add
     const V<float> y9 = (y8 + load((v6 + m * 48) + o));
     store((v7 + m * 48) + o, y9);
   };
-  products<DotU8, 37, 10>((int)M * 1, k2, row, begin, end);
+  products<DotU8, 37, 10>((int)M * 1, k2, row, begin, end, r.arena + SCRATCH);
 }
 static void step_7(ranker &r, i64 M, i64 q) {  // linear
   const float *v1 = (const float *)(r.arena + 13760);

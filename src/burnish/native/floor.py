@@ -55,13 +55,13 @@ template <class Dot> static double products_in(const typename Dot::A *a, const t
 }
 #define PUBLIC extern "C" __attribute__((visibility("default")))
 PUBLIC double int8_products(int64_t steps, const char *in, int32_t *sink) {
-  return products_in<DotU8>((const uint8_t *)in, (const int8_t *)in, steps, sink);
+  return products_in<DotU8>((const DotU8::A *)in, (const DotU8::W *)in, steps, sink);
 }
 PUBLIC double bf16_products(int64_t steps, const char *in, int32_t *sink) {
-  return products_in<DotBF16>((const uint16_t *)in, (const uint16_t *)in, steps, sink);
+  return products_in<DotBF16>((const DotBF16::A *)in, (const DotBF16::W *)in, steps, sink);
 }
 PUBLIC double fp32_products(int64_t steps, const char *in, int32_t *sink) {
-  return products_in<DotF32>((const float *)in, (const float *)in, steps, sink);
+  return products_in<DotF32>((const DotF32::A *)in, (const DotF32::W *)in, steps, sink);
 }
 PUBLIC double bytes_read(int64_t times, const char *memory, int32_t *sink, int64_t bytes) {
   constexpr int APART = 8; // a cache line or two each

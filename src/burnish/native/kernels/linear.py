@@ -16,9 +16,10 @@ from burnish.graph.node import Node
 from burnish.graph.ops import Op
 from burnish.native.code import Code
 from burnish.native.kernels import pointwise
-from burnish.native.plan import FEW, Step, ctype, epilogue_stride, size
+from burnish.native.plan import FEW, SLACK, Step, ctype, epilogue_stride, size
 
 PANEL = 64  # outputs
+HIGHEST = 6  # rows of a tile
 
 TEMPLATE = r"""
 // Dot: acc + x . b for LANES outputs and the `group` inputs of one step: x is a spread activation, b the weights. A tile is ROWS rows by
@@ -90,10 +91,10 @@ struct DotU8 : Tile {
   static INLINE Acc start(I x) { return x; }
   static INLINE I total(Acc acc, I) { return acc; }
 };
-#elif defined(__AVX512F__) // bytes widened to 16 bits: products and pair sums are exact
+#elif defined(__AVX512F__) // bytes widened to 16 bits: products and pair sums are exact. Activations come widened: see products
 struct DotU8 {
   static constexpr int ROWS = 6, VECTORS = 2, shift = 0; // two sums a lane
-  using A = uint8_t;
+  using A = uint16_t;
   using W = int8_t;
   using X = __m512i;
   struct Acc {
@@ -102,9 +103,9 @@ struct DotU8 {
   using B = Acc;
   static constexpr int group = 4;
   static INLINE X spread(const A *p) {
-    int32_t v;
-    memcpy(&v, p, 4);
-    return _mm512_cvtepu8_epi16(_mm256_set1_epi32(v));
+    int64_t v;
+    memcpy(&v, p, 8);
+    return _mm512_set1_epi64(v);
   }
   static INLINE B weights(const W *w) {
     return {_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)w)),
@@ -125,7 +126,7 @@ struct DotU8 {
 #elif defined(__AVX2__)
 struct DotU8 {
   static constexpr int ROWS = 6, VECTORS = 1, shift = 0;
-  using A = uint8_t;
+  using A = uint16_t;
   using W = int8_t;
   using X = __m256i;
   struct Acc {
@@ -134,9 +135,9 @@ struct DotU8 {
   using B = Acc;
   static constexpr int group = 4;
   static INLINE X spread(const A *p) {
-    int32_t v;
-    memcpy(&v, p, 4);
-    return _mm256_cvtepu8_epi16(_mm_set1_epi32(v));
+    int64_t v;
+    memcpy(&v, p, 8);
+    return _mm256_set1_epi64x(v);
   }
   static INLINE B weights(const W *w) {
     return {_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w)), _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16)))};
@@ -284,31 +285,48 @@ template <class Dot, int NALL, int KG, bool WHOLE, int MR, int NV, class Row, cl
 INL void columns(int T, int &t, const typename Dot::W *w, int first, Row row, Begin begin, End end) {
   for (; t + MR <= T; t += MR) tile<Dot, NALL, KG, WHOLE, MR, NV>(t, w, first, row, begin, end);
 }
-// T rows by N outputs. row(t) points to the inputs of a row; begin(o) is what the sums of LANES outputs from o on begin with;
+// Rows `from` to T by N outputs. row(t) points to the inputs of a row; begin(o) is what the sums of LANES outputs from o on begin with;
 // end(t, o, sums, whole) takes them, all of them when `whole`, else those below N.
 template <class Dot, int N, int KG, class Row, class Begin, class End>
-INL void products(int T, const typename Dot::W *w, Row row, Begin begin, End end) {
+INL void outputs(int from, int T, const typename Dot::W *w, Row row, Begin begin, End end) {
   constexpr int MR = Dot::ROWS, NV = Dot::VECTORS, NALL = (N + 15) / 16 * 16 / LANES, REST = NALL % NV;
   constexpr bool WHOLE = REST != 0 ? N >= (NALL - REST) * LANES : N % 16 == 0; // in the main loop: panels are padded to 16
-  if (T == 1) { // one row: as many outputs in flight as the registers hold
+  if (T - from == 1) { // one row: as many outputs in flight as the registers hold
     constexpr int LONG = NALL < MR * NV ? NALL : MR * NV > 16 ? 16 : MR * NV, LAST = NALL % LONG;
     ROLLED
-    for (int v = 0; v + LONG <= NALL; v += LONG) tile<Dot, NALL, KG, N % 16 == 0, 1, LONG>(0, w, v, row, begin, end);
-    if constexpr (LAST != 0) tile<Dot, NALL, KG, N % 16 == 0, 1, LAST>(0, w, NALL - LAST, row, begin, end);
+    for (int v = 0; v + LONG <= NALL; v += LONG) tile<Dot, NALL, KG, N % 16 == 0, 1, LONG>(from, w, v, row, begin, end);
+    if constexpr (LAST != 0) tile<Dot, NALL, KG, N % 16 == 0, 1, LAST>(from, w, NALL - LAST, row, begin, end);
     return;
   }
   ROLLED
   for (int v = 0; v + NV <= NALL; v += NV) {
-    int t = 0;
+    int t = from;
     columns<Dot, NALL, KG, WHOLE, MR, NV>(T, t, w, v, row, begin, end);
     if constexpr (MR > 4) columns<Dot, NALL, KG, WHOLE, 4, NV>(T, t, w, v, row, begin, end);
     if constexpr (MR > 2) columns<Dot, NALL, KG, WHOLE, 2, NV>(T, t, w, v, row, begin, end);
     columns<Dot, NALL, KG, WHOLE, 1, NV>(T, t, w, v, row, begin, end);
   }
   if constexpr (REST != 0) {
-    int t = 0;
+    int t = from;
     columns<Dot, NALL, KG, N % 16 == 0, MR, REST>(T, t, w, NALL - REST, row, begin, end);
     columns<Dot, NALL, KG, N % 16 == 0, 1, REST>(T, t, w, NALL - REST, row, begin, end);
+  }
+}
+// T rows. Where products want activations of 16 bits, those of one tile's rows are widened into `wide` once for all outputs.
+template <class Dot, int N, int KG, class Row, class Begin, class End>
+INL void products(int T, const typename Dot::W *w, Row row, Begin begin, End end, char *wide = nullptr) {
+  if constexpr (sizeof(*row(0)) == sizeof(typename Dot::A)) {
+    outputs<Dot, N, KG>(0, T, w, row, begin, end);
+  } else {
+    constexpr int K = KG * Dot::group;
+    auto *y = (typename Dot::A *)wide;
+    ROLLED
+    for (int t = 0; t < T; t += Dot::ROWS) {
+      const int to_row = T - t < Dot::ROWS ? T : t + Dot::ROWS;
+      for (int i = t; i < to_row; i++)
+        for (int k = 0; k < K; k += LANES) store(y + (i - t) * K + k, to<typename Dot::A>(load(row(i) + k)));
+      outputs<Dot, N, KG>(t, to_row, w, [&](int i) FORCE { return y + (i - t) * K; }, begin, end);
+    }
   }
 }
 // A linear with few outputs: vectors along the K inputs. Weights (N, K rounded up to 64), zeros behind K.
@@ -447,7 +465,11 @@ def emit(code: Code, step: Step) -> None:
         epilogue.write("sums")
     code.lines[-1] += ";"
     groups = -(-k // group)
-    code.add(f"products<{DOT[kind]}, {n}, {groups}>((int)M * {reps}, {weight}, row, begin, end);")
+    wide = ""
+    if kind == "u8":
+        code.scratch(HIGHEST * groups * group * 2 + SLACK)
+        wide = ", r.arena + SCRATCH"
+    code.add(f"products<{DOT[kind]}, {n}, {groups}>((int)M * {reps}, {weight}, row, begin, end{wide});")
 
 
 class _Epilogue:
