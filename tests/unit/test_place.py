@@ -151,6 +151,7 @@ def test_scaling_advice_is_the_planned_load_of_a_replica():
     told = capacity(SERVICE, 750.0, 10.0, qps=50_000, p99_ms=10.0, candidates=128, threads=1, cores=8, price_per_hour=None)["autoscaling"]
     assert told["scale_out_above"] == pytest.approx(600, rel=1e-6) and told["scale_in_below"] == pytest.approx(300, rel=1e-6)
     assert 0.5 < told["utilization_out_above"] < 0.8
+    assert told["prometheus"] == "avg(sum by (instance) (rate(burnish_requests_total[1m]))) / 8"
     assert told["sentence"].startswith("Add machines when a replica gets more than 600 requests a second over a minute (it is busy ")
 
 

@@ -98,7 +98,8 @@ def autoscaling(found: Capacity, service_us: float) -> dict[str, Any]:
     below = CALM * above
     return {
         "metric": "requests a second per replica",
-        "prometheus": "sum(rate(burnish_requests_total[1m])) / count(up == 1)",
+        # of one `burnish serve --workers N` a machine, whose workers are the replicas and share its /metrics
+        "prometheus": f"avg(sum by (instance) (rate(burnish_requests_total[1m]))) / {found.replicas_per_machine}",
         "scale_out_above": above,
         "scale_in_below": below,
         "utilization_out_above": min(1.0, above * service_us / 1e6),
