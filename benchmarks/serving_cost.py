@@ -1,8 +1,9 @@
 """CPU time of a request to `burnish serve` beyond the scorer's, beside a bare granian echo of the same sizes.
 
-CPU time is of all threads of the server and its workers, which other work on the machine disturbs less than wall time, and both servers are
-measured in short turns. The client sends one request after another over one connection: binary tensors, one request and its candidates. The
-model is small, so that little is subtracted; its inputs are Criteo's 13 numbers and 26 ids, half of them of the request.
+CPU time is of all threads of the server and its workers, which other work on the machine disturbs less than wall time, and both servers
+are measured in short turns, of which the least counts. The client sends one request after another over one connection: binary tensors, one
+request and its candidates. The model is small, so that little is subtracted; its inputs are Criteo's 13 numbers and 26 ids, half of them of
+the request.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Client:
 
 
 def measure(seconds: float, rounds: int = 15) -> list[dict[str, Any]]:
-    """A row for each number of candidates; each number is the median of `rounds` taken in turns."""
+    """A row for each number of candidates; each number is the least of `rounds` taken in turns."""
     turn = seconds / rounds
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -85,8 +86,8 @@ def measure(seconds: float, rounds: int = 15) -> list[dict[str, Any]]:
                     ours = Client(server.process.pid, server.port, "/v2/models/ranker/infer", sent, headers)
                     bare = Client(echo.pid, port, f"/{ours.answer_bytes}", sent, headers)
                     turns = [(scorer_us(path, n, turn), ours.cost_us(turn), bare.cost_us(turn)) for _ in range(rounds)]
-                    scored, served, echoed = np.median(turns, axis=0)
-                    over = float(np.median([(s - e) / b for e, s, b in turns]))
+                    scored, served, echoed = np.min(turns, axis=0)
+                    over = float((served - scored) / echoed)
                     row = {"candidates": n, "request_bytes": len(sent), "answer_bytes": ours.answer_bytes, "scorer_us": scored}
                     rows.append(row | {"burnish_us": served, "echo_us": echoed, "over": over})
             finally:

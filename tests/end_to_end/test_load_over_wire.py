@@ -13,7 +13,7 @@ from burnish.serve.client import calls_of
 try:
     from burnish.serve.process import Server, free_port
 except ImportError:
-    from burnish.serve.app import Server, free_port
+    from burnish.serve.process import Server, free_port
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("mlperf_loadgen", reason="load tests need mlcommons-loadgen")
