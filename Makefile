@@ -29,6 +29,8 @@ bench: $(DATA)/dcn_v2.pt  ## every published figure, into docs/benchmarks.md
 	$(BIN)/python benchmarks/accuracy.py --short
 	$(BIN)/python benchmarks/smaller.py --short
 	$(BIN)/python benchmarks/serving.py --short
+	$(BIN)/python benchmarks/edge.py --short
+	$(BIN)/python benchmarks/big_table.py --short
 	$(BIN)/python benchmarks/capacity.py --short
 	$(BIN)/python benchmarks/family_speed.py --seconds 0.2 --out docs/families.md
 	$(BIN)/python benchmarks/refresh.py
