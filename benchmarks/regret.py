@@ -196,8 +196,8 @@ def study(trials: int = 20) -> None:
             sampler.tell(asked, cost / began if known.rejected is None else 1 + used)
         print(f"{model}: {began:,.0f} products, {statistics.median(spent):.0f} s a trial")
         for name, tried in found.items():
-            passed = [cost for cost, _, known in tried if known.rejected is None]
-            parts = [f"{min(passed[:n], default=began) / began:.3f} after {n}" for n in (1, 3, 5, 10, 20) if n <= len(tried)]
+            best = [min((cost for cost, _, known in tried[:n] if known.rejected is None), default=began) for n in range(len(tried) + 1)]
+            parts = [f"{best[n] / began:.3f} after {n}" for n in sorted({1, 3, 5, 10, len(tried)}) if n <= len(tried)]
             print(f"  {name:8} {len(tried):3} trials: products left {', '.join(parts)}", flush=True)
         subject.close()
         shutil.rmtree(subject.work)

@@ -21,7 +21,7 @@ BASELINE = Trial("eager-original", Recipe(backend="eager", name="original"))
 
 SECOND_WAVE = 3
 REFINEMENTS = 2  # of one recipe, after its first trial
-AIM, CLOSE = 0.85, 0.7  # of the allowed loss at the interval's bad end: what is aimed at, and what is near enough
+AIM = 0.85  # of the allowed loss at the interval's bad end
 FARTHEST = 3.0  # times more or less in one step
 WORTH = 1.2  # times more loss expected; less would save nothing that is measured
 SPENT = 0.6  # of the allowed loss is what pruning may expect to cost
@@ -96,47 +96,46 @@ def shrinks(recipe: Recipe) -> bool:
 def refined(trials: Sequence[Trial], rule: Accuracy) -> Trial | None:
     """Another trial of the recipe that shrinks the model most cheaply, with its expected loss scaled so that the gate is just met.
 
-    What is lost grows with what is expected, so the measured loss says by how much: a regula falsi on the interval's bad end. It ends where
-    a trial passed with less than 1 - CLOSE of the allowed loss to spare, or after REFINEMENTS.
+    What the gate sees a trial lose grows with what it was told that it may, and the interval around that stays about as wide: so one
+    measured trial says where the next should lie, and two on both sides of the gate that it lies between them. It ends where the scale
+    would hardly change, or after REFINEMENTS.
     """
     tried: dict[str, list[tuple[float, float, Trial]]] = {}
     for trial in trials:
-        worst = _worst(trial, rule)
-        if shrinks(trial.recipe) and not trial.recipe.trains and worst is not None:
+        room = _room(trial, rule)
+        if shrinks(trial.recipe) and not trial.recipe.trains and room is not None:
             name, _, by = trial.id.partition("-by-")
-            tried.setdefault(name, []).append((float(by or 1.0), worst / rule.max_drop, trial))
+            tried.setdefault(name, []).append((float(by or 1.0), room, trial))
     for name, found in tried.items():
-        passed = [(scale, used) for scale, used, trial in found if trial.rejected is None]
-        failed = [(scale, used) for scale, used, trial in found if trial.rejected is not None]
+        passed = [(scale, room) for scale, room, trial in found if trial.rejected is None]
+        failed = [(scale, room) for scale, room, trial in found if trial.rejected is not None]
         low, high = max(passed, default=None), min(failed, default=None)
-        if len(found) > REFINEMENTS or (low and low[1] > CLOSE):
-            continue
-        at, used = low or high or (1.0, 1.0)
-        wanted = at * min(max(AIM / max(used, 1e-9), 1 / FARTHEST), FARTHEST)
-        if low and high:
-            wanted = min(wanted, (low[0] * high[0]) ** 0.5)
-        if low and wanted < low[0] * WORTH:
+        at, room = low or high or (1.0, 1.0)
+        wanted = at * min(max(room, 1 / FARTHEST), FARTHEST)
+        if high:
+            wanted = min(wanted, (low[0] * high[0]) ** 0.5 if low else high[0] / WORTH)
+        scale = float(f"{wanted:.2g}")
+        if len(found) > REFINEMENTS or (low and scale < low[0] * WORTH) or any(scale == each for each, _, _ in found):
             continue
         first = found[0][2]
-        scale = float(f"{wanted:.2g}")
-        if any(scale == each[0] for each in found):
-            continue
         steps = tuple(
             msgspec.structs.replace(s, loss=s.loss * scale / found[0][0]) if isinstance(s, Prune | LowRank) else s
             for s in first.recipe.steps
         )
-        recipe_ = msgspec.structs.replace(first.recipe, steps=steps, name=f"{first.recipe.name} by {scale:g}")
-        return Trial(f"{name}-by-{scale:g}", recipe_)
+        again = msgspec.structs.replace(first.recipe, steps=steps, name=f"{first.recipe.name} by {scale:g}")
+        return Trial(f"{name}-by-{scale:g}", again)
     return None
 
 
-def _worst(trial: Trial, rule: Accuracy) -> float | None:
-    """The loss at the bad end of the interval, on all validation rows; None where the gate was not reached."""
+def _room(trial: Trial, rule: Accuracy) -> float | None:
+    """How many times what it lost a trial might lose until the interval's bad end comes to AIM of what is allowed; None where the gate was
+    not reached."""
     quality = trial.measured.quality
     reached = trial.rejected is None or trial.rejected.stage in ("screen", "quality")
     if quality is None or not reached or rule.max_drop <= 0:
         return None
-    return float(quality["verdict"]["worst"])
+    drop, worst = quality["verdict"]["drop"], quality["verdict"]["worst"]
+    return (AIM * rule.max_drop - (worst - drop)) / drop if drop > 0 else FARTHEST
 
 
 def on_more_cores(trials: Sequence[Trial], cores: int) -> tuple[Trial, ...]:
