@@ -11,6 +11,7 @@ labels are drawn with the original's own probabilities: it resolves what the few
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def main() -> None:
             if new or steps is pair[0]:
                 lines.append(found[steps].line(found[pair[0]]))
                 print(lines[-1], flush=True)
-    lines += ["", footer(" ".join(["python", *sys.argv]))]
+    lines += ["", footer(shlex.join(["python", *sys.argv]))]
     print(lines[-1])
     if options.write:
         _write(options.model, lines)
