@@ -397,7 +397,7 @@ def _hard(found: list[Row]) -> list[str]:
     ways = ("int8-naive", OURS, *PEERS)
     lines = ["", "## Made hard on purpose", ""]
     lines += [
-        "The eight largest neurons of the first deep layer are made 100 times as large, with the same scores. The gate allows a drop of 0.1 %.",
+        "The eight largest neurons of the first deep layer are made 100 times as large; scores stay the same. The gate allows 0.1 %.",
         "",
     ]
     lines += ["| model | way | change | the gate |", "|---|---|---|---|"]
