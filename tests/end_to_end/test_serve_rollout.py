@@ -210,6 +210,19 @@ def test_a_file_that_cannot_be_followed_leaves_the_current_version_alone(version
         assert "Traceback" not in server.log
 
 
+def test_a_fault_while_versions_are_followed_does_not_end_the_following(versions, made):
+    versions.add(made["alike"])
+    manifest = versions.where("1") / "manifest.json"
+    with Server(versions.path) as server:
+        text = manifest.read_bytes()
+        manifest.unlink()  # of what is served: a candidate cannot be held against it
+        versions.try_out(Rollout(candidate="2"))
+        until(lambda: "the versions could not be followed: ArtifactError: there is no artifact at" in server.log)
+        manifest.write_bytes(text)
+        versions.try_out(Rollout(candidate="2", mode="canary", share=1))
+        until(lambda: version_of(server) == "2")
+
+
 def test_publish_says_what_the_version_is_for(made, tmp_path, capsys):
     to = str(tmp_path / "ranker")
     assert main(["publish", str(made["old"]), to, "--canary", "0.1"]) == 2

@@ -64,7 +64,10 @@ def add(path: Path, versions: Versions, key: Path | None = None) -> str:
         if key is not None:
             sign.sign(made.path, key)
         name = versions.next()
-        os.rename(made.path, versions.where(name))
+        try:
+            os.rename(made.path, versions.where(name))
+        except OSError as error:
+            raise ServeError(f"version {name} cannot be added to {versions.path}: {error.strerror}. Publish again") from None
     return name
 
 

@@ -116,7 +116,10 @@ class Keeper:
 
     def _run(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
-            self.look()
+            try:
+                self.look()
+            except Exception as error:  # whatever it is, what is served goes on, and the next change must still be seen
+                log.say(f"the versions could not be followed: {type(error).__name__}: {error}")
 
     def look(self) -> None:
         """Act on what has changed, and judge what is on trial."""
