@@ -100,6 +100,9 @@ def run(order: Order, pipes: _Pipes, loadgen: ModuleType) -> None:
     for name, value in order.settings.items():
         setattr(settings, name, value)
     log.enable_trace = not order.find_peak
+    log.log_mode = (
+        loadgen.LoggingMode.EndOfTestOnly
+    )  # else a thread writes what was logged each second, on the core that keeps the schedule
     log.log_output = loadgen.LogOutputSettings()
     log.log_output.outdir = order.logs
     log.log_output.copy_summary_to_stdout = log.log_output.copy_detail_to_stdout = False
