@@ -59,7 +59,7 @@ def main() -> None:
     asked.add_argument("model", choices=FOLDERS)
     asked.add_argument("--train-rows", type=int)
     asked.add_argument("--validation-rows", type=int)
-    asked.add_argument("--epochs", type=float, default="auto")
+    asked.add_argument("--epochs", type=float, help="left out: as many as the steps choose")
     asked.add_argument("--only", type=int, nargs="*", help="of the pairs, by their number from 0")
     asked.add_argument("--write", action="store_true", help="into docs/training.md, in the place of the model's table there")
     options = asked.parse_args()
@@ -74,7 +74,7 @@ def main() -> None:
     lines += ["|---|---:|---|---:|---:|---:|---:|"]
     print("\n".join(lines), flush=True)
     found: dict[tuple[Step, ...], Row] = {}
-    for i, pair in enumerate(pairs(options.epochs)):
+    for i, pair in enumerate(pairs(options.epochs or "auto")):
         for steps in pair if options.only is None or i in options.only else ():
             new = steps not in found
             found[steps] = found.get(steps) or _measured(subject, base, original, steps, training)
