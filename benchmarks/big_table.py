@@ -120,13 +120,16 @@ def main() -> None:
     title, *why = (__doc__ or "").split("\n\n")
     page = f"""# A table of {table_bytes / 2**30:g} GiB
 
-{title} {why[-1].strip()}
+{title}
+
+{why[-1].strip()}
 
 | candidates | ids of 1,024 rows, µs | whole table, no prefetch | whole table | prefetch gains | against near ids | share of misses hidden |
 |---|---|---|---|---|---|---|
 {chr(10).join(lines)}
 
-One core, one process, from Python; medians. With one candidate there is nothing to compute while its rows come, but they come side by side.
+One core, one process, from Python; medians. The rows of one candidate, and without prefetch those of a block, come side by side too:
+the processor runs ahead of a lookup. What neither hides is probably the walk to each row's page (4 KiB pages, of a file that processes share).
 
 {footer("python benchmarks/big_table.py" + (" --short" if options.short else ""))}
 """
