@@ -146,3 +146,26 @@ def test_labels_end_where_an_op_cannot_be_followed():
     looked = Node(Op.LOOKUP, (table, input_node(ids)))
     tied = Node(Op.LINEAR, (Node(Op.SUM, (looked,), axes=(0,)), table, weight("b", np.zeros(9, np.float32))))
     assert not any("width" in group.name for group in groups(Graph([ids], {"y": tied})))
+
+
+def test_a_constant_stack_that_is_multiplied_is_cut_with_its_experts():
+    """Heads as a product with constants (experts, in, out), as low-rank mixtures have them: the stack's own axis is cut too."""
+    rng = np.random.default_rng(0)
+    x = Input("x", "float32", (12,))
+    stacked = Node(Op.MATMUL, (testing.reshape(input_node(x), 1, 1, 12), weight("stack", rng.normal(size=(4, 12, 7)).astype(np.float32))))
+    mixed = Node(Op.SUM, (Node(Op.RELU, (testing.reshape(stacked, 4, 7),)),), axes=(0,))
+    graph = Graph([x], {"y": testing.sigmoid(linear(mixed, rng.normal(size=(1, 7)), "head"))})
+    rows = {"x": rng.normal(size=(80, 12)).astype(np.float32)}
+    (group,) = [group for group in groups(graph) if group.size == 4]
+    smaller = verify(cut(graph, {group: np.arange(3)}, {}))
+    assert {node.shape for node in smaller.order if node.op is Op.MATMUL} == {(3, 1, 7)}
+    without = graph.map(
+        lambda node, operands: (
+            weight("stack", np.concatenate([node["weight"].array[:3], np.zeros((1, 12, 7), np.float32)]))
+            if node.op is Op.WEIGHT and node["weight"].name == "stack"
+            else node.with_inputs(operands)
+            if operands
+            else node
+        )
+    )
+    np.testing.assert_allclose(interpret(smaller, rows)["y"], interpret(without, rows)["y"], rtol=1e-5)

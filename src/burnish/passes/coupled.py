@@ -70,11 +70,11 @@ def groups(graph: Graph) -> list[Group]:
             found.append(Group(f"{at} {kind}", size, COLUMNS if kind == "width" else 1, labelled, readers))
     met_names: Counter[str] = Counter()
     named = []
-    for group in sorted(found, key=_products, reverse=True):
+    for group in found:
         met_names[group.name] += 1
         times = met_names[group.name]
         named.append(group if times == 1 else replace(group, name=f"{group.name}~{times}"))
-    return named
+    return sorted(named, key=_products, reverse=True)
 
 
 def _products(group: Group) -> float:
@@ -109,7 +109,8 @@ def _seeds(graph: Graph) -> Iterator[tuple[str, Place, np.ndarray]]:
 
 
 def _home(graph: Graph, labels: Labels) -> str | None:
-    """The name of the weight that a group cuts first: a table, a linear's outputs or a linear's inputs; None where it cuts none."""
+    """The name of the weight that a group cuts first: a table, a linear's outputs, a linear's inputs, or what is multiplied;
+    None where it cuts none."""
     names = {}
     for order, node in enumerate(graph.order):
         last = len(node.shape) - 1
@@ -119,6 +120,10 @@ def _home(graph: Graph, labels: Labels) -> str | None:
             names[1, order] = weight_name(node)
         elif node.op is Op.LINEAR and (node.inputs[0], last) in labels:
             names[2, order] = weight_name(node)
+        elif node.op is Op.MATMUL and any((node, axis) in labels for axis in range(len(node.shape))):
+            held = [v["weight"].name for v in node.inputs if v.op is Op.WEIGHT]
+            if held:
+                names[3, order] = held[0]
     return names[min(names)] if names else None
 
 
@@ -426,7 +431,8 @@ def _matmul(node: Node, operands: tuple[Node, ...], kept_of: Kept) -> tuple[Node
         if v.side == "constant" and summed is not None:
             own = len(v.shape)
             outer = own - 2 + i  # the axis that the product keeps
-            found[i] = _constant_at(v, {outer: kept_of(node, rank - 2 + i), own - 1 - i: summed})
+            before = {axis: kept_of(node, axis + rank - own) for axis in range(own - 2) if v.shape[axis] == node.shape[axis + rank - own]}
+            found[i] = _constant_at(v, before | {outer: kept_of(node, rank - 2 + i), own - 1 - i: summed})
     return tuple(found)
 
 

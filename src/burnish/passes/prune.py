@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from burnish.errors import GraphError
 from burnish.graph.interpret import constant
 from burnish.graph.node import Graph, Node, weight
 from burnish.graph.ops import POINTWISE, REDUCE, Op
@@ -103,20 +104,31 @@ def without(graph: Graph, fit: Rows, judge: Judge, loss: float = 0.0, given: Map
     most products; or as many as `given` says, by the group's name."""
     few, quick = spread(fit, GROUP_ROWS[0]), judge.on(GROUP_ROWS[1])
     tried: set[str] = set()
+    chosen: dict[str, int] = {}
+    there = groups(graph)
     while len(tried) < (TRIED if given is None else len(given)):
-        group = next((each for each in groups(graph) if each.name not in tried and (given is None or each.name in given)), None)
+        group = next((each for each in there if each.name not in tried and (given is None or each.name in given)), None)
         if group is None:
             break
         tried.add(group.name)
         seen = moments(graph, [reader.inputs[0] for reader in group.readers], few) if group.readers else {}
-        graph = _left_out(graph, group, seen, judge, quick, loss, None if given is None else given[group.name])
+        try:
+            smaller, size = _left_out(graph, group, seen, judge, quick, loss, None if given is None else given[group.name])
+        except GraphError:  # another attribute of an op says how long the axis is: it is no axis to be cut
+            continue
+        if smaller is not graph:
+            left = {each.name: each.size for each in groups(smaller)}
+            if given is None and any(left.get(name) != n for name, n in {**chosen, group.name: size}.items()):
+                continue  # what was done could not be read off the graph, and so not be done again (decided.py)
+            graph, chosen[group.name], there = smaller, size, groups(smaller)
     return graph
 
 
 def _left_out(
     graph: Graph, group: Group, seen: Mapping[Node, Moments], judge: Judge, quick: Judge, loss: float, given: int | None
-) -> Graph:
-    """The graph with as many entries of one group left out as the loss allows, or with `given` that stay; itself where none may go."""
+) -> tuple[Graph, int]:
+    """The graph with as many entries of one group left out as the loss allows, or with `given` that stay, and how many do; itself where
+    none may go."""
     if group.readers:
         order = by_worth(group, seen)
     else:  # its entries meet in sums and products only, as experts do under their gate: what each is worth, the scores say
@@ -127,15 +139,15 @@ def _left_out(
         return cut(graph, {group: np.sort(order[-size:])}, seen)
 
     if given is not None:
-        return made(given)
-    whole, sizes = macs(graph), [n for n in range(group.size - 1, 0, -1) if n % group.unit == 0]
+        return made(given), given
+    whole, sizes = macs(graph), [n for n in range(group.size - 1, 1, -1) if n % group.unit == 0]
     fits = []
     for size in [sizes[gone - 1] for gone in GONE if gone <= len(sizes)]:
         smaller = made(size)
         if macs(smaller) >= whole or quick.loss(smaller) > loss + NOTHING:
             break
-        fits.append(smaller)
-    return next((smaller for smaller in reversed(fits) if judge.loss(smaller) <= loss + NOTHING), graph)
+        fits.append((smaller, size))
+    return next((each for each in reversed(fits) if judge.loss(each[0]) <= loss + NOTHING), (graph, group.size))
 
 
 def _layers_made(graph: Graph, fit: Rows, narrowest: int) -> tuple[list[Layer], list[str], Made]:
