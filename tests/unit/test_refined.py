@@ -6,7 +6,7 @@ import pytest
 from burnish.job import Accuracy, Search
 from burnish.recipe import LowRank, Prune
 from burnish.search.decide import better
-from burnish.search.space import refined, space
+from burnish.search.space import eased, refined, space
 from burnish.search.trial import Measurement, Rejected, Trial
 
 RULE = Accuracy(max_drop=0.001)
@@ -62,6 +62,14 @@ def test_recipes_that_do_not_shrink_and_trials_that_were_not_gated_are_left():
     int8 = next(trial for trial in space(Search(), RULE) if trial.id == "native-int8")
     slow = msgspec.structs.replace(LEAN, rejected=Rejected("latency", "too slow"))
     assert refined([gated(int8, 0.1), slow], RULE) is None
+
+
+def test_what_was_decided_and_fails_is_opened_again_with_less_to_lose():
+    widths, ranks = Prune(loss=0.0002, widths=(("deep.0", 16),)), LowRank(loss=0.0004, ranks=(("deep.2", 16),))
+    decided = msgspec.structs.replace(LEAN, recipe=msgspec.structs.replace(LEAN.recipe, steps=(widths, ranks)))
+    less = eased(gated(decided, 1.0), RULE)
+    assert less.recipe.steps == (Prune(loss=0.00015), LowRank(loss=0.0003))
+    assert eased(gated(msgspec.structs.replace(LEAN, recipe=msgspec.structs.replace(LEAN.recipe, steps=())), 1.0), RULE) is None
 
 
 def passed(id_: str, speedup: float, bytes_: int, backend: str = "native") -> Trial:

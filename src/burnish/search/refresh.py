@@ -2,8 +2,8 @@
 
 Rankers are trained anew every day, and a search each time would find the same. So the recipe is taken as the last search decided it, with
 its widths, ranks and schemes: the shapes are the same, so the program is, and nothing is compiled. Everything with numbers in it is made
-anew: calibration, the gate, golden outputs, latency and load. Where the new checkpoint does not pass, the step that broke is named and the
-whole space is searched from there, in the same directory.
+anew: calibration, the gate, golden outputs, latency and load. Where the new checkpoint does not pass, the step that broke is named, and the
+search goes on from there: the same recipe, told to lose less; and where that does not do either, the whole space.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from burnish.search import decide, journal, output, steps
 from burnish.search.architecture import difference
 from burnish.search.journal import Journal, Lines
 from burnish.search.loop import Progress, Result, Search
-from burnish.search.space import BASELINE, space
+from burnish.search.space import BASELINE, eased, space
 from burnish.search.steps import Effort
 from burnish.search.subject import Subject
 from burnish.search.trial import Trial
@@ -113,7 +113,7 @@ def _again(directory: Path, report: dict[str, Any]) -> Trial:
     if "model" not in report or not chosen.get("decided"):
         raise JobError(f"{directory} is of an older burnish, which did not keep what its search decided. Run `burnish optimize` once more")
     recipe = msgspec.convert(chosen["decided"], Recipe)
-    return Trial(AGAIN + chosen["id"].removeprefix(AGAIN), recipe)
+    return Trial(AGAIN + chosen["id"].removeprefix(AGAIN).removesuffix("-eased"), recipe)
 
 
 def _job(report: dict[str, Any], model: str | Path | None) -> Job:
@@ -152,8 +152,20 @@ class _Refresh(Search):
             self.sentence = f"{decide.named(self.again)} passed again on this checkpoint"
             self.extra["refresh"] |= {"sentence": self.sentence}
             return self._chosen(out, loaded[0])
-        self.effort = whole
         self.sentence = self._why()
+        less, everything = eased(self._state(self.again), self.job.accuracy), self.space
+        if less is not None:
+            self.tell(Progress(0.1, f"{self.sentence}. It is tried with less to lose"))
+            self.space = (self.again, less)
+            self.attempt(less)
+            loaded = self._load(lambda passed: [t for t in passed if t.id == less.id])
+            if loaded:
+                self.sentence += ". It passed with less to lose"
+                self.extra["refresh"] |= {"kept": False, "sentence": self.sentence}
+                return self._chosen(out, loaded[0])
+            everything = (self.again, less, *everything[1:])
+        self.space, self.effort = everything, whole
+        self.sentence += ". All recipes are tried"
         self.extra["refresh"] |= {"kept": False, "sentence": self.sentence}
         self.tell(Progress(0.1, self.sentence))
         return super().run(out)
@@ -174,4 +186,4 @@ class _Refresh(Search):
         if rejected.stage in ("screen", "quality"):
             found = self._step(f"broken {self.again.id}", None, lambda *_: steps.broken(self.subject, self.again, self.effort))
             reason = found.result["sentence"]
-        return f"{decide.named(self.again)} does not do for this checkpoint: {reason}. All recipes are tried"
+        return f"{decide.named(self.again)} does not do for this checkpoint: {reason}"

@@ -127,6 +127,24 @@ def refined(trials: Sequence[Trial], rule: Accuracy) -> Trial | None:
     return None
 
 
+def eased(trial: Trial, rule: Accuracy) -> Trial | None:
+    """A trial that was decided and fails the gate, its choices open again and told to lose as much less as the gate found too much; None of
+    one that shrinks nothing."""
+    room = _room(trial, rule)
+    if room is None or not any(isinstance(step, Prune | LowRank) for step in trial.recipe.steps) or trial.recipe.trains:
+        return None
+    scale = min(max(room, 1 / FARTHEST), 1 / WORTH)
+
+    def opened(step: Step) -> Step:
+        choices = {name: "auto" for name in ("widths", "ranks", "schemes", "int4") if name in step.__struct_fields__}
+        less = {"loss": step.loss * scale} if isinstance(step, Prune | LowRank) else {}
+        return msgspec.structs.replace(step, **choices, **less)
+
+    name = f"{trial.recipe.name.removesuffix(', eased')}, eased"
+    again = msgspec.structs.replace(trial.recipe, steps=tuple(map(opened, trial.recipe.steps)), name=name)
+    return Trial(f"{trial.id}-eased", again)
+
+
 def _room(trial: Trial, rule: Accuracy) -> float | None:
     """How many times what it lost a trial might lose until the interval's bad end comes to AIM of what is allowed; None where the gate was
     not reached."""
