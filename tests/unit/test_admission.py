@@ -179,3 +179,23 @@ def test_service_is_learned_by_size_and_unknown_sizes_follow_the_nearest():
         service.met(16, 0.004, 0.0)
     assert service.seconds(16) == pytest.approx(0.004)
     assert service.seconds(0) > 0.0
+
+
+def test_what_takes_long_to_be_taken_in_has_waited_unseen_and_is_refused_sooner(clock):
+    """Turns of 10 ms, and none waits; but the last one and its taking in took 50 ms. Of the 56 ms (of 70) 10 would do, were it not for
+    those."""
+    turns = taught(clock, 0.01)
+
+    async def main() -> list[Any]:
+        first = asyncio.ensure_future(turns.run(clock.work(0.01), 1, clock(), HOUR))
+        waits = [asyncio.ensure_future(turns.run(clock.work(0.01), 1, clock(), HOUR)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert turns.refusal(1, clock(), 0.07) is None
+        clock.now += 0.04  # the loop is busy with others
+        await asyncio.sleep(0)
+        said = turns.refusal(1, clock(), 0.07)
+        await asyncio.gather(first, *waits)
+        return [said]
+
+    (said,) = asyncio.run(main())
+    assert said is not None and said.startswith("overloaded: ")

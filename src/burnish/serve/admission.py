@@ -94,6 +94,7 @@ class Turns:
         self._began = 0.0  # of that turn
         self._ended = 0.0  # of its scoring
         self._scored = 0.0  # seconds of its scoring
+        self._lap = 0.0  # seconds of the last turn, and of taking in what arrived during it
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -117,7 +118,8 @@ class Turns:
         if len(self._waiting) >= self._most:
             return f"overloaded: {self._most} requests wait here, which is as many as may. {_ELSEWHERE}"
         done = now + self._ahead * self._slowdown + seconds
-        if done + seconds > arrived + timeout * _SHARE:  # it may have waited unseen for as long as one scoring takes
+        # it may have waited unseen for as long as a scoring takes, and the taking in of what arrived meanwhile
+        if done + max(seconds, self._lap) > arrived + timeout * _SHARE:
             return (
                 f"overloaded: {len(self._waiting)} requests wait here, and an answer would take about {1000 * (done - arrived):.3g} ms; "
                 f"the request's time is {1000 * timeout:.4g} ms. {_ELSEWHERE}"
@@ -158,6 +160,7 @@ class Turns:
     def _next(self) -> None:
         """The loop has taken in what arrived during the last turn: the next one, which may score for as long as that took."""
         now = self._clock()
+        self._lap = now - self._began
         if self._scored:
             self._slowdown += _WEIGHT * (min((now - self._began) / self._scored, _OUTLIER * self._slowdown) - self._slowdown)
         until = now + (now - self._ended)
@@ -180,4 +183,4 @@ class Turns:
         if called or self._waiting:
             asyncio.get_running_loop().call_soon(self._next)
         else:
-            self._busy, self._ahead = False, 0.0
+            self._busy, self._ahead, self._lap = False, 0.0, 0.0
