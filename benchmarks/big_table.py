@@ -129,7 +129,7 @@ def main() -> None:
 {chr(10).join(lines)}
 
 One core, one process, from Python; medians. The rows of one candidate, and without prefetch those of a block, come side by side too:
-the processor runs ahead of a lookup. What neither hides is probably the walk to each row's page (4 KiB pages, of a file that processes share).
+the processor runs ahead of a lookup. What neither hides is probably the walk to each row's page (4 KiB pages, of a shared file).
 
 {footer("python benchmarks/big_table.py" + (" --short" if options.short else ""))}
 """

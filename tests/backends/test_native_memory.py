@@ -132,20 +132,28 @@ def test_several_models_in_a_process_do_not_mix(tables: list[Path]) -> None:
     assert grown["rss"] < 1.05 * claimed + PAGE_NOISE
 
 
-def test_arena_bytes_are_what_a_handle_grows_by(tmp_path: Path) -> None:
-    graph = wide_model()
+ARENA = """
+import json, sys
+import numpy as np
+import burnish
+from burnish.measure.memory import Resident
+burnish.load(sys.argv[1]).rows({"id": np.arange(100)})  # what is loaded once
+given = {"x": np.ones((48, 120_000), np.float32)}
+before = Resident.here()
+scorer = burnish.load(sys.argv[2])
+opened = Resident.here() - before
+scorer.rows(given)
+scored = Resident.here() - before
+print(json.dumps([opened.anonymous, scored.anonymous]))
+"""
+
+
+def test_arena_bytes_are_what_a_handle_grows_by(tables: list[Path], tmp_path: Path) -> None:
     roomy = msgspec.structs.replace(Host.here(), cache_bytes=(32 << 10, 1 << 30))  # whole blocks of 48 rows, whatever they take
-    program = Native().build(graph, roomy, tmp_path)
-    assert program.arena_bytes > 8 << 20
-    given = {"x": np.ones((48, 120_000), np.float32)}
-    warm = Native().open(tmp_path, program, graph.inputs, 1)
-    warm.rows(given, 48)
-    warm.close()
-    before = memory.Resident.here()
-    engine = Native().open(tmp_path, program, graph.inputs, 1)
-    opened = memory.Resident.here() - before
-    assert opened.anonymous < PAGE_NOISE, "the arena is touched as it is used"
-    engine.rows(given, 48)
-    scored = memory.Resident.here() - before
-    engine.close()
-    assert abs(scored.anonymous - program.arena_bytes) < 0.05 * program.arena_bytes + PAGE_NOISE
+    artifact = burnish.compile(wide_model(), Recipe(), host=roomy).save(tmp_path / "wide")
+    claimed = artifact.program.arena_bytes
+    assert claimed > 8 << 20
+    words = [sys.executable, "-c", ARENA, str(tables[0]), str(artifact.path)]
+    opened, scored = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    assert opened < PAGE_NOISE, "the arena is touched as it is used"
+    assert abs(scored - claimed) < 0.05 * claimed + PAGE_NOISE
