@@ -27,26 +27,38 @@ template <int KIND, class X> INL X both(X a, X b) { // NaN wins in extremes
   else
     return a + b;
 }
+template <int N> INL F first_lanes(F v, float fill) { // the lanes behind the first N hold `fill`
+  if constexpr (N >= LANES) return v;
+  I kept;
+  UNROLL
+  for (int i = 0; i < LANES; i++) kept[i] = i < N ? -1 : 0;
+  return kept ? v : F{} + fill;
+}
+// lanes in a fixed order: halves are folded together
+template <int KIND, int W = LANES> INL float across(typename vector<float, W>::type v) {
+  if constexpr (W == 4) {
+    return both<KIND>(both<KIND>((float)v[0], (float)v[2]), both<KIND>((float)v[1], (float)v[3]));
+  } else {
+    typename vector<float, W / 2>::type low, high;
+    memcpy(&low, &v, sizeof low);
+    memcpy(&high, (const char *)&v + sizeof low, sizeof high);
+    return across<KIND, W / 2>(both<KIND>(low, high));
+  }
+}
+template <int KIND> constexpr float NOTHING = KIND == MAX_OF ? -INFINITY : KIND == MIN_OF ? INFINITY : KIND == PROD_OF ? 1.f : 0.f;
 template <int KIND, int OUTER, int N, int INNER> INL void reduce_row(const float *x, float *y) {
   for (int o = 0; o < OUTER; o++, x += N * INNER, y += INNER) {
     if constexpr (INNER == 1) {
       constexpr int WHOLE = N / LANES * LANES;
-      float acc = KIND == PROD_OF ? 1.f : 0.f;
-      int i = 0;
+      float acc = x[0];
       if constexpr (WHOLE != 0) {
         F v = load(x);
-        for (i = LANES; i < WHOLE; i += LANES) v = both<KIND>(v, load(x + i));
-        float lanes[LANES];
-        memcpy(lanes, &v, sizeof v);
-        UNROLL
-        for (int n = LANES / 2; n; n /= 2) UNROLL
-        for (int j = 0; j < n; j++) lanes[j] = both<KIND>(lanes[j], lanes[j + n]);
-        acc = lanes[0];
+        for (int i = LANES; i < WHOLE; i += LANES) v = both<KIND>(v, load(x + i));
+        if constexpr (WHOLE != N) v = both<KIND>(v, first_lanes<N - WHOLE>(load(x + WHOLE), NOTHING<KIND>));
+        acc = across<KIND>(v);
       } else {
-        acc = x[0];
-        i = 1;
+        for (int i = 1; i < N; i++) acc = both<KIND>(acc, x[i]);
       }
-      for (; i < N; i++) acc = both<KIND>(acc, x[i]);
       *y = KIND == MEAN_OF ? acc / (float)N : acc;
     } else {
       for (int c = 0; c < INNER; c += LANES) {
@@ -67,7 +79,34 @@ template <int KIND, int OUTER, int N, int INNER, class T> INL void reduce_row(co
       y[o * INNER + c] = (T)(KIND == MEAN_OF ? acc / N : acc);
     }
 }
+// rows of a few vectors stay in registers
+template <int OUTER, int N> INL void softmax_short(const float *x, float *y) {
+  constexpr int NV = (N + LANES - 1) / LANES, TAIL = N - (NV - 1) * LANES;
+  for (int o = 0; o < OUTER; o++, x += N, y += N) {
+    F v[NV];
+    UNROLL
+    for (int i = 0; i < NV; i++) v[i] = load(x + i * LANES);
+    F top = first_lanes<TAIL>(v[NV - 1], -INFINITY);
+    UNROLL
+    for (int i = 0; i < NV - 1; i++) top = both<MAX_OF>(top, v[i]);
+    const F most = splat(across<MAX_OF>(top));
+    v[NV - 1] = first_lanes<TAIL>(v[NV - 1], *x); // an exponent as any other: what lies behind may be anything, and slow
+    UNROLL
+    for (int i = 0; i < NV; i++) v[i] = v_exp(v[i] - most);
+    v[NV - 1] = first_lanes<TAIL>(v[NV - 1], 0.f);
+    F sum = v[0];
+    UNROLL
+    for (int i = 1; i < NV; i++) sum = sum + v[i];
+    const F total = splat(across<SUM_OF>(sum));
+    UNROLL
+    for (int i = 0; i < NV; i++) put(y + i * LANES, v[i] / total, i == NV - 1 ? TAIL : LANES);
+  }
+}
 template <int OUTER, int N, int INNER> INL void softmax_row(const float *x, float *y) {
+  if constexpr (INNER == 1 && N <= 4 * LANES) {
+    softmax_short<OUTER, N>(x, y);
+    return;
+  }
   for (int o = 0; o < OUTER; o++, x += N * INNER, y += N * INNER) {
     float top[(INNER + LANES - 1) / LANES * LANES], sum[(INNER + LANES - 1) / LANES * LANES];
     reduce_row<MAX_OF, 1, N, INNER>(x, top);
