@@ -53,10 +53,11 @@ class FactorRequest(StepBase, frozen=True):
 
 
 class Prune(StepBase, frozen=True):
-    """Hidden neurons that others can stand in for are removed, and the linears behind them refitted (docs/pruning.md).
+    """Hidden neurons, heads, experts, columns of tables and features that the rest can stand in for are left out, and the linears behind
+    them refitted (docs/pruning.md).
 
     By itself as many as an expected relative loss of AUC of `loss` allows; `keep` instead leaves that part of every layer with at least
-    `narrowest` neurons, and `widths` says how many stay of each layer, by the name of its first linear's weight.
+    `narrowest` neurons, and `widths` says how many stay of each layer, by the name of its first linear's weight, and of each group.
     """
 
     needs_rows: ClassVar[bool] = True
