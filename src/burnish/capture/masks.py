@@ -29,7 +29,7 @@ from burnish.capture.value import AS_IT_CAME
 from burnish.errors import CaptureError
 
 
-class Steps(tuple):  # type: ignore[type-arg]
+class Steps(tuple[int, ...]):
     """The batch sizes of a packed sequence in which every row has all steps, and the rows' `lengths`."""
 
     lengths: torch.Tensor
@@ -93,7 +93,7 @@ def _beside(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def _pack(input: torch.Tensor, lengths: Any, batch_first: bool = False, enforce_sorted: bool = True) -> rnn.PackedSequence:
     x = input.transpose(0, 1) if batch_first else input  # (steps, rows, ...)
-    steps = Steps([x.shape[1]] * x.shape[0])
+    steps: Any = Steps([x.shape[1]] * x.shape[0])
     steps.lengths = torch.as_tensor(lengths)
     return rnn.PackedSequence(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), steps)
 

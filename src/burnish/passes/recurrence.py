@@ -107,7 +107,10 @@ def _is_rest_of(rest: Node, gate: Node) -> bool:
 
 def _cell(state: Node, before: Node, gate: Node, new: Node, flipped: bool) -> _Step | None:
     """`gate` weighs the new state, or with `flipped` the old one."""
-    hidden, score, how, update = state.shape[0], None, None, gate
+    hidden = state.shape[0]
+    score: Node | None = None
+    how: Scores = None
+    update: Node | None = gate
     for a, b in _either(gate, Op.MUL):
         if a.shape in ((), (1,)) and b.op is Op.SIGMOID:
             score, how, update = a, "scale", b
