@@ -218,7 +218,7 @@ Step = (
 
 # the function of each step, imported on first use: (graph[, calibration][, training, original], **fields) -> graph
 STEPS: dict[type, str] = {
-    Tidy: "burnish.passes.tidy:tidy",
+    Tidy: "burnish.passes.recurrence:tidy_recurrences",
     Embeddings: "burnish.passes.embedding:embedding",
     Interactions: "burnish.passes.interaction:interaction",
     FactorRequest: "burnish.passes.factor:factor_request",

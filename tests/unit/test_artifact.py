@@ -116,7 +116,9 @@ def test_a_newer_schema_is_named(saved):
 def test_a_program_for_another_machine_is_refused(saved):
     program = msgspec.structs.replace(saved.manifest.programs[0], target="avx1024", cpu_flags=("avx1024f",))
     artifacts.write_manifest(saved.path, msgspec.structs.replace(saved.manifest, programs=(program,)))
-    with pytest.raises(ArtifactError, match=r"was built for avx1024, and this machine lacks avx1024f \(.*\)\. Compile it with target '\w+'$"):
+    with pytest.raises(
+        ArtifactError, match=r"was built for avx1024, and this machine lacks avx1024f \(.*\)\. Compile it with target '\w+'$"
+    ):
         burnish.load(saved.path)
 
 

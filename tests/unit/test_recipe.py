@@ -41,7 +41,9 @@ int8_steps = st.builds(
 plain_steps = st.sampled_from([kind() for kind in STEPS])
 recipes = st.builds(
     Recipe,
-    steps=st.lists(int8_steps | plain_steps | st.builds(Half, dtype=st.sampled_from(["bfloat16", "float16"]), narrowest=st.integers(1, 99)), max_size=6).map(tuple),
+    steps=st.lists(
+        int8_steps | plain_steps | st.builds(Half, dtype=st.sampled_from(["bfloat16", "float16"]), narrowest=st.integers(1, 99)), max_size=6
+    ).map(tuple),
     backend=st.text(max_size=12),
     threads=st.integers(1, 64),
     name=st.text(max_size=20),
