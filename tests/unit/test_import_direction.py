@@ -16,7 +16,8 @@ ROOT = Path(burnish.__file__).parent
 # Each part may import those before it. `quantize.affine` is arithmetic on arrays, known to the graph's interpreter.
 ORDER = (
     "errors", "inputs", "host", "quantize.affine", "graph", "capture", "passes", "quantize", "recipe", "train", "decided", "native",
-    "backends", "runtime", "build", "rows", "trace", "job", "measure", "place", "report", "search", "terminal", "serve", "export", "testing", "cli",
+    "backends", "runtime", "build", "rows", "trace", "job", "measure", "place", "report", "search", "terminal", "serve", "export",
+    "testing", "cli",
 )  # fmt: skip
 
 # Imports inside functions that go against the order, each with its reason.
