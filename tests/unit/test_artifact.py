@@ -226,7 +226,7 @@ def test_directories_are_exchanged_where_the_kernel_cannot_do_it_in_one_step(tmp
         (tmp_path / name).mkdir()
         (tmp_path / name / "is").write_text(name)
     monkeypatch.setattr(artifacts.ctypes, "CDLL", lambda *args, **kwargs: object())
-    artifacts._exchange(tmp_path / "new", tmp_path / "old")
+    artifacts.exchange(tmp_path / "new", tmp_path / "old")
     assert (tmp_path / "old" / "is").read_text() == "new" and (tmp_path / "new" / "is").read_text() == "old"
 
 

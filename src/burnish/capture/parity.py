@@ -66,6 +66,12 @@ def check_parity(graph: Graph, model: Callable[[Table], Mapping[str, np.ndarray]
         except (BurnishError, ValueError, IndexError) as error:
             raise AtThisBatch(f"the captured graph does not compute at batch {n}: {error}") from error
         for name, expected in want.items():
+            came = len(expected) if expected.ndim else 1
+            if came != n and not (n == 1 and expected.size == got[name].size):
+                raise CaptureError(
+                    f"output {name!r} has {came} rows at a batch of {n}: how many depends on the values of the inputs. "
+                    f"Give every row a score, and mask with torch.where instead of leaving rows out, {AS_IT_CAME}"
+                )
             found = got[name]
             if found.shape != expected.shape and not (n == 1 and found.size == expected.size):
                 raise _why(name, model, rows, f"has shape {found.shape} at batch {n}, and the model's has {expected.shape}")

@@ -13,28 +13,37 @@ SHOWN = 3  # differences that are named
 
 
 def architecture(graph: Graph) -> dict[str, Any]:
-    """`weights`: name -> shape, of tables that are read by row the shape of a row; `wiring`: a hash of all else. Tables may grow."""
-    users = graph.users()
-    tables = {node for node in graph.order if node.op is Op.WEIGHT and users[node] and all(_reads_rows(user, node) for user in users[node])}
-    weights = {n["weight"].name: list(n.shape[1:] if n in tables else n.shape) for n in graph.order if n.op is Op.WEIGHT}
-    at = {node: i for i, node in enumerate(graph.order)}
-    told = [
-        f"{node.op.name} {node.side} {node.dtype} {'' if node in tables else node.shape} {[at[v] for v in node.inputs]} {_attributes(node)}"
-        for node in graph.order
-    ]
-    told += [f"{name} {at[value]}" for name, value in graph.outputs]
+    """`weights`: [name, shape] of each weight where it is used, of tables that are read by row the shape of a row, since tables may grow;
+    `wiring`: a hash of all else.
+
+    Small weights of equal values are one node with the name that was met first (graph.weights), which says nothing of the architecture:
+    so a weight counts at each use, and its name is only for sentences.
+    """
+    at = {node: i for i, node in enumerate(node for node in graph.order if node.op is not Op.WEIGHT)}
+    weights, told = [], []
+    for node in at:
+        operands: list[Any] = []
+        for value in node.inputs:
+            if value.op is Op.WEIGHT:
+                shape = list(value.shape[1:] if _reads_rows(node, value) else value.shape)
+                weights.append([value["weight"].name, shape])
+                operands.append(["weight", value.dtype, shape])
+            else:
+                operands.append(at[value])
+        told.append(f"{node.op.name} {node.side} {node.dtype} {node.shape} {operands} {_attributes(node)}")
+    told += [f"{name} {at[value]}" for name, value in graph.outputs if value in at]
     return {"weights": weights, "wiring": hashlib.sha256("\n".join(told).encode()).hexdigest()}
 
 
 def difference(kept: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     """How a model differs from the one that was kept; None where it is of the same architecture."""
-    old, now = kept["weights"], new["weights"]
+    if [shape for _, shape in kept["weights"]] == [shape for _, shape in new["weights"]]:
+        return None if kept["wiring"] == new["wiring"] else "its weights have the same shapes, and are used in another way"
+    old, now = dict(kept["weights"]), dict(new["weights"])
     lacks, extra = [name for name in old if name not in now], [name for name in now if name not in old]
     other = [f"{name} is {tuple(now[name])} and was {tuple(old[name])}" for name in old if name in now and now[name] != old[name]]
     told = [f"it lacks {_some(lacks)}"] * bool(lacks) + [f"{_some(extra)} is new"] * bool(extra) + [_some(other)] * bool(other)
-    if told:
-        return "; ".join(told)
-    return None if kept["wiring"] == new["wiring"] else "its weights have the same shapes, and are used in another way"
+    return "; ".join(told) or "its weights are used in another way"
 
 
 def _reads_rows(user: Node, table: Node) -> bool:
