@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from burnish.serve.keeper import LOOK_SECONDS, Live, told
 from burnish.serve.rollout import Rollout
 from burnish.serve.versions import Mark, Versions, mark
 from burnish.serve.wire import Refused
+
+OTHER_SECONDS = 2.0  # that a load waits for its own decision after another one was told
 
 
 class Repository:
@@ -57,11 +60,16 @@ class Repository:
             except msgspec.ValidationError as error:
                 raise Refused(f"the version cannot be tried: {error}") from None
             self.versions.try_out(plan)
-        while (now := told(self.live)).decisions == before:
+        decided: float | None = None
+        while True:
+            now = told(self.live)
+            if now.decisions != before:
+                if (now.version if mode is None else now.candidate) == version:
+                    return version
+                decided = decided or time.monotonic()  # it may have been another decision, begun before this was asked
+                if version in now.refused or time.monotonic() - decided > OTHER_SECONDS:
+                    raise Refused(now.refused.get(version, f"version {now.version} was made the current one meanwhile"))
             await asyncio.sleep(LOOK_SECONDS / 2)
-        if (now.version if mode is None else now.candidate) != version:
-            raise Refused(now.refused.get(version, f"version {now.version} was made the current one meanwhile"))
-        return version
 
     async def drop(self, version: str) -> None:
         """End the trial of a candidate."""
