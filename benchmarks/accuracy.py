@@ -40,10 +40,11 @@ import rankers
 from burnish import recipe as recipes
 from burnish.graph.node import Graph
 from burnish.graph.show import cost
-from burnish.host import Host, versions
+from burnish.host import versions
 from burnish.measure import quality
 from burnish.passes import evidence
 from models import ROOT, Subject
+from pages import footer
 
 KEPT = ROOT / "data" / "accuracy"
 CHUNK = 4096
@@ -413,13 +414,6 @@ def _hard(found: list[Row]) -> list[str]:
     return lines
 
 
-def footer(command: str) -> str:
-    host = Host.here()
-    tools = versions("burnish", "torch", "onnxruntime", "openvino", "nncf", "torchao", "neural-compressor", "numpy", "ziglang")
-    told = ", ".join(f"{name} {version}" for name, version in tools.items())
-    return f"*{datetime.datetime.now(datetime.UTC).date()}, {host.cpu}, {host.cores} cores, {host.isa}; {told}; `{command}`*"
-
-
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--only", nargs="+", choices=names(), metavar="MODEL", help="of " + ", ".join(names()))
@@ -432,7 +426,7 @@ def main() -> None:
     for made in (models.make_movielens, rankers.purchases):  # what several models read
         made()
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        text = page(list(pool.map(measure, wanted)), footer(shlex.join(["python", *sys.argv])))
+        text = page(list(pool.map(measure, wanted)), footer(shlex.join(["python", *sys.argv]), "torchao", "neural-compressor"))
     out = options.out or (ROOT / "docs" / "accuracy.md" if wanted == names() else None)
     if out is None:
         print(text)
