@@ -54,7 +54,7 @@ def changed(text: str, change: str) -> str:
             waiting.append(told)
             continue
         found = lines.index(told, at)
-        place = at if at and found == at else found if not at else at
+        place = at or found
         lines[place:place] = waiting
         at, waiting = found + len(waiting) + 1, []
     lines[at:at] = waiting
