@@ -7,6 +7,7 @@ import re
 import struct
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -117,6 +118,13 @@ def test_blocks_shrink_until_the_arena_fits_the_second_cache() -> None:
     wide = plan.make(dcn_v2(13, 26, 128, 3, (4096, 1024), 50), HOST)
     assert small.rows == 48 and wide.rows < 48
     assert wide.arena_bytes <= HOST.cache_bytes[1]
+
+
+def test_blocks_grow_when_their_weights_come_from_memory() -> None:
+    graph = dcn_v2(13, 26, 128, 3, (4096, 1024), 50)  # 48 million weights of 4 bytes
+    small, large = (msgspec.structs.replace(HOST, cache_bytes=(32 << 10, 1 << 20, third << 20)) for third in (32, 1024))
+    assert plan.make(graph, small).rows == 192
+    assert plan.make(graph, large).rows == plan.make(graph, HOST).rows < 48
 
 
 def test_every_op_has_a_kernel_or_is_pointwise_or_stands_in_a_table() -> None:

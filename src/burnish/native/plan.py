@@ -36,7 +36,8 @@ ALIGN = 64
 SLACK = 128  # bytes behind each buffer and packed array that a vector may read
 REUSED = 12  # rows of a product in one row of a block that make good use of a SMALL weight (values), which stays near meanwhile
 SMALL = 16 << 10
-BLOCKS = (48, 24, 12, 6)  # rows of a block, the first that keeps the arena within the second-level cache
+TALL = (192, 96)  # rows of a block when its weights come from memory: fewer would wait for them
+BLOCKS = (48, 24, 12, 6)  # and else, the first that keeps the arena within the second-level cache
 
 
 @dataclass(frozen=True)
@@ -125,15 +126,35 @@ def make(graph: Graph, host: Host, isa: str | None = None, rows: int | None = No
     steps = _steps(graph, groups, places)
     for step in steps:
         _check(step)
-    fit = host.cache_bytes[1] if len(host.cache_bytes) > 1 else 1 << 20
+    heights, fit = _heights(_weight_bytes(steps), host)
     near = (host.cache_bytes[0] if host.cache_bytes else 32 << 10) * 3 // 4
     lives = _lives(graph, steps, places)
-    for height in (rows,) if rows else BLOCKS:
+    for height in (rows,) if rows else heights:
         strips = _strips(steps, drafts, lives, height, near)
         buffers, arena = _lay_out(drafts, lives, strips, height)
         if arena <= fit:
             break
     return Plan(graph, isa, tuple(sorted(ISAS[isa][1])), height, tuple(steps), strips, places, buffers, arena)
+
+
+def _heights(weights: int, host: Host) -> tuple[tuple[int, ...], int]:
+    """Rows of a block in the order to try them, and the bytes that its arena may take, for products that read so many bytes of weights.
+
+    Weights that the last cache holds come as fast as they are used, so the arena stays in the second level. Larger ones come from memory
+    for each block, which many rows have to pay for; then the arena may lie farther away, while it is much less than they are. A host
+    without a third level that is known gets small blocks: it may have little memory.
+    """
+    second, *beyond = host.cache_bytes[1:] or (1 << 20,)
+    if not beyond or 2 * weights <= beyond[-1]:
+        return BLOCKS, second
+    return TALL + BLOCKS, max(second, weights // 4)
+
+
+def _weight_bytes(steps: list[Step]) -> int:
+    """Bytes of the weights that the products of a block read."""
+    weights = {step.head.inputs[1]: step.head for step in steps if step.head is not None and step.head.op in FUSABLE_HEADS}
+    short = {"bfloat16": 2, "float16": 2}
+    return sum(size(weight) * (short.get(head["compute"], 4) if head.op is Op.LINEAR else 1) for weight, head in weights.items())
 
 
 def view_of(node: Node) -> tuple[Node, int] | None:
