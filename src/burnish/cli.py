@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from burnish.errors import BuildError, BurnishError, JobError, ObjectiveNotMet, ServeError
+from burnish.errors import BuildError, BurnishError, CalibrationWarning, JobError, ObjectiveNotMet, ServeError
 
 if TYPE_CHECKING:
     from burnish.graph.node import Graph
@@ -350,7 +351,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. Errors are one sentence on standard error."""
     usage_error = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")  # typer carries its own click
     try:
-        code = app(list(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _told(warnings.showwarning)
+            code = app(list(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
     except (typer.Exit, typer.Abort) as stop:
         code = getattr(stop, "exit_code", 1)
     except BurnishError as error:
@@ -370,6 +373,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code == 130:  # how typer passes Ctrl-C on
         return _fail("stopped; nothing is half-written", 130)
     return code if isinstance(code, int) else 0
+
+
+def _told(otherwise: Callable[..., None]) -> Callable[..., None]:
+    """Shows our own warnings as one sentence, without the place in our code."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, CalibrationWarning):
+            print(f"Note: {message}.", file=sys.stderr)
+        else:
+            otherwise(message, category, *where, **more)
+
+    return show
 
 
 def _fault(error: Exception) -> int:

@@ -7,6 +7,10 @@ class BurnishError(Exception):
     exit_code = 2
 
 
+class CalibrationWarning(UserWarning):
+    """Quantization went on, but from calibration rows that do not yet tell the ranges of all values."""
+
+
 class CaptureError(BurnishError):
     """The model cannot be turned into a Graph."""
 

@@ -116,6 +116,18 @@ def test_the_report_names_the_layers_that_int8_costs_most(finished):
     assert trials["onnxruntime-fp32"]["layers"] is None
 
 
+def test_calibration_rows_too_few_to_settle_the_ranges_are_told(finished):
+    _, out, _ = finished
+    lines = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
+    built = {line["trial"]: line["result"] for line in lines if line["step"] == "build"}
+    told = built["onnxruntime-int8"]["unsettled"]
+    assert "calibration rows are too few to tell whether the ranges of activations have settled. Give at least 4,096" in told
+    assert built["onnxruntime-fp32"]["unsettled"] is None
+    report = json.loads((out / "report.json").read_text())
+    chosen = next(trial for trial in report["trials"] if trial["status"] == "chosen")
+    assert any("have settled. Give at least" in note for note in report["notes"]) is bool(chosen["layers"])
+
+
 def test_any_metric_of_the_gate_can_decide(finished, tmp_path):
     job, _, _ = finished
     rule = 'metric = "ece"\ndrop_type = "absolute"\nmax_drop = 0.01'
@@ -227,7 +239,9 @@ def test_the_other_commands_work_on_the_output(finished, capsys):
 def test_compile_makes_one_artifact(finished, tmp_path, capsys):
     job, *_ = finished
     assert cli.main(["compile", str(job), "--recipe", "int8", "--backend", "onnxruntime", "--out", str(tmp_path / "a")]) == 0
-    assert capsys.readouterr().out.startswith(f"{tmp_path / 'a'}: onnxruntime, ")
+    told = capsys.readouterr()
+    assert told.out.startswith(f"{tmp_path / 'a'}: onnxruntime, ")
+    assert re.fullmatch(r"Note: [\d,]+ calibration rows are too few to tell .* Give at least 4,096\.\n", told.err)
     assert cli.main(["verify", str(tmp_path / "a")]) == 0
 
 

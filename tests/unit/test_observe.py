@@ -1,9 +1,11 @@
 """Observers see every row, remember a bounded sample, and name rows they cannot use."""
 
+import warnings
+
 import numpy as np
 import pytest
 
-from burnish.errors import InputError, RecipeError
+from burnish.errors import CalibrationWarning, InputError, RecipeError
 from burnish.graph.node import Graph, Node, input_node
 from burnish.graph.ops import Op
 from burnish.inputs import Input
@@ -64,6 +66,28 @@ def test_too_few_rows_are_refused():
         RecipeError, match=r"5 calibration rows are too few to know the range of a value; 16 are the least\. Give a few thousand"
     ):
         observe(graph, [node], {"x": np.ones((5, 3), np.float32)})
+
+
+def test_rows_too_few_to_settle_the_ranges_are_warned_of():
+    graph, node = _graph()
+    with pytest.warns(
+        CalibrationWarning,
+        match=r"^4,000 calibration rows are too few to tell whether the ranges of .* have settled\. Give at least 4,096$",
+    ):
+        assert not observe(graph, [node], {"x": np.ones((4000, 3), np.float32)}).settled
+
+
+def test_ranges_that_go_on_growing_are_warned_of_and_those_that_settle_are_not():
+    graph, node = _graph()
+    growing = rng.uniform(1, 2, (9000, 3)).astype(np.float32)
+    growing[3], growing[7] = np.exp(3), np.exp(40)  # of the fourth and the eighth of nine strides
+    with pytest.warns(
+        CalibrationWarning, match=r"have not settled: twice as many rows, up to 9,000, still widened them by \d+% on average"
+    ):
+        assert not observe(graph, [node], {"x": growing}).settled
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert observe(graph, [node], {"x": rng.uniform(1, 2, (9000, 3)).astype(np.float32)}).settled
 
 
 def test_a_row_that_is_not_finite_is_named_with_its_input():

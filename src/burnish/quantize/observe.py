@@ -6,12 +6,13 @@ channel, and a sample of at most SAMPLE_BYTES. So is time: reading stops when tw
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from burnish.errors import InputError, RecipeError
+from burnish.errors import CalibrationWarning, InputError, RecipeError
 from burnish.graph.interpret import interpret
 from burnish.graph.node import Graph, Node
 from burnish.inputs import rows_of
@@ -78,8 +79,8 @@ def observe(graph: Graph, values: Sequence[Node], rows: Mapping[str, np.ndarray]
 
     Rows are read in strides over all of them, so an order they stand in does not matter; after FIRST rows, and whenever there are
     twice as many, it ends if no value's ranges grew by more than SETTLED on average over its channels.
-    RecipeError when there are fewer than LEAST_ROWS rows; InputError when the rows do not fit the inputs, or when a value is not finite,
-    naming the input that brought it in.
+    CalibrationWarning when the rows end before that. RecipeError when there are fewer than LEAST_ROWS rows; InputError when the rows do not
+    fit the inputs, or when a value is not finite, naming the input that brought it in.
     """
     count = rows_of(graph.inputs, rows)
     if count < LEAST_ROWS:
@@ -105,7 +106,18 @@ def observe(graph: Graph, values: Sequence[Node], rows: Mapping[str, np.ndarray]
             if growth <= SETTLED:
                 break
             check *= 2
+    if seen and growth > SETTLED:
+        warnings.warn(_unsettled(read, growth), CalibrationWarning, stacklevel=2)
     return Seen(seen, read, growth)
+
+
+def _unsettled(rows: int, growth: float) -> str:
+    if np.isinf(growth):
+        return f"{rows:,} calibration rows are too few to tell whether the ranges of activations have settled. Give at least {FIRST:,}"
+    return (
+        f"the ranges of activations have not settled: twice as many rows, up to {rows:,}, still widened them by {growth:.0%} on average, "
+        f"and {SETTLED:.0%} is the most for settled ones. Give more calibration rows"
+    )
 
 
 def _growth(before: np.ndarray, now: np.ndarray) -> float:

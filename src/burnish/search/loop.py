@@ -309,6 +309,7 @@ class Search:
                 load=found.get("load"),
                 decided=built.get("decided"),
                 layers=built.get("layers"),
+                unsettled=built.get("unsettled"),
             ),
             rejected=rejected,
             seconds=sum(line.seconds for line in lines),

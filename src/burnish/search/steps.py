@@ -60,14 +60,15 @@ class Effort(msgspec.Struct, frozen=True):
 
 def build(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
     """Apply the recipe and build; `compile` has held the engine against the interpreter when this returns. `decided` is the recipe with
-    what the calibration rows decided (burnish.decided), and `layers` what each linear loses in int8; of the model as it came,
-    `architecture`."""
+    what the calibration rows decided (burnish.decided), `layers` what each linear loses in int8, and `unsettled` what those rows were too
+    few for; of the model as it came, `architecture`."""
     artifact = subject.artifact(trial.id, trial.recipe)
     program = artifact.manifest.programs[0]
     found = {"weight_bytes": program.weight_bytes, "arena_bytes": program.arena_bytes, "target": program.target}
     if trial.id == BASELINE.id:
         return found | {"architecture": architecture(subject.graph), "work": msgspec.to_builtins(work(subject.graph))}
-    return found | {"decided": artifact.manifest.recipe, "layers": subject.layers(trial.recipe)}
+    layers = subject.layers(trial.recipe)
+    return found | {"decided": artifact.manifest.recipe, "layers": layers, "unsettled": subject.unsettled if layers else None}
 
 
 def screen(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:

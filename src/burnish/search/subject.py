@@ -4,6 +4,7 @@ needs."""
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from burnish.errors import JobError
+from burnish.errors import CalibrationWarning, JobError
 from burnish.host import Host
 from burnish.job import HERE, Job
 from burnish.measure.gate import ABSOLUTE, LEAST
@@ -47,6 +48,7 @@ class Subject:
         self.trained: Callable[[TrainingProgress], object] = lambda _: None  # told how a training goes
         self._calibrated: Kept = {}
         self._layers: dict[tuple[Step, ...], list[dict[str, Any]]] = {}
+        self.unsettled: str | None = None  # what calibration warned of
 
     @cached_property
     def graph(self) -> Graph:
@@ -185,7 +187,15 @@ class Subject:
         What follows (narrow tables, which are large) is done again for each."""
         from burnish.decided import decide
 
-        return decide(graph, recipe, calibration, self.training, self._calibrated)
+        with warnings.catch_warnings(record=True) as met:
+            warnings.simplefilter("always", CalibrationWarning)
+            made = decide(graph, recipe, calibration, self.training, self._calibrated)
+        for warning in met:
+            if issubclass(warning.category, CalibrationWarning):
+                self.unsettled = str(warning.message)
+            else:
+                warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+        return made
 
     def layers(self, recipe: Recipe) -> list[dict[str, Any]] | None:
         """What each linear loses when Int8 makes it alone int8, the guiltiest first, and in what it was kept; None of a recipe without."""

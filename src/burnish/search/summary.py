@@ -125,6 +125,8 @@ def _notes(job: Job, chosen: Trial | None, here: str) -> list[str]:
         notes.append(chosen.measured.latency_us["note"])
     if chosen and chosen.measured.load and chosen.measured.load["simulated"]:
         notes.append(chosen.measured.load["sentence"])
+    if chosen and chosen.measured.unsettled:
+        notes.append(chosen.measured.unsettled)
     others = [host.name for host in job.hosts if host.name != here and host.measured is None]
     if others:
         notes.append(f"{', '.join(others)}: not measured; what the placement says of it is an estimate")

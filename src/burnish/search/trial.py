@@ -24,7 +24,8 @@ class Measurement(msgspec.Struct, frozen=True):
     `quality`: metric name -> Delta as a dictionary, with `rows`; `latency_us`: p50, p99, mean, count and `curve`, one call at a time;
     `load`: the highest load that kept the objective: qps, p99_us, queries, valid; `resident_bytes`: how much a fresh process grows by
     opening the artifact and scoring, measured of the chosen one; `decided`: the recipe with what calibration rows decided, as JSON has it;
-    `layers`: name, loss, macs and kept of each linear that Int8 looked at (quantize/sensitivity.py).
+    `layers`: name, loss, macs and kept of each linear that Int8 looked at (quantize/sensitivity.py);
+    `unsettled`: the sentence, where the calibration rows did not settle the ranges.
     """
 
     weight_bytes: int | None = None
@@ -36,6 +37,7 @@ class Measurement(msgspec.Struct, frozen=True):
     resident_bytes: int | None = None
     decided: dict[str, Any] | None = None
     layers: list[dict[str, Any]] | None = None
+    unsettled: str | None = None
 
 
 class Trial(msgspec.Struct, frozen=True):
