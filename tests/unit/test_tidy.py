@@ -106,6 +106,35 @@ def test_a_column_of_the_request_ends_on_the_requests_side_whatever_was_done_to_
     assert tidied(part(Node(Op.RELU, (m,)), 1, 3)) is Node(Op.RELU, (half,))
 
 
+W = weight("w", np.arange(24, dtype=np.float32).reshape(4, 6) / 10)
+
+
+@pytest.mark.parametrize(
+    ("product", "expected"),
+    [
+        (Node(Op.MATMUL, (reshape(x, 1, 1, 6), weight("w", W["weight"].array.T[None]))), (4,)),
+        (Node(Op.MATMUL, (weight("w", W["weight"].array[None]), reshape(x, 6, 1))), (4,)),
+        (Node(Op.MATMUL, (reshape(concat([x, x]), 2, 6), weight("w", W["weight"].array.T[None, None]))), (2, 4)),
+        (Node(Op.MATMUL, (W, reshape(concat([x, x]), 2, 6, 1))), (2, 4)),
+    ],
+    ids=["rows by a matrix", "a matrix by a column", "several rows", "several columns"],
+)
+def test_a_product_with_a_constant_matrix_is_a_linear_whatever_axes_of_one_it_has(product, expected):
+    before = Graph([X], {"out": product})
+    after = tidy(before)
+    assert Op.MATMUL not in {node.op for node in after.order}
+    assert [node.shape for node in after.order if node.op is Op.LINEAR] == [expected]
+    assert_same_function(before, after)
+
+
+def test_products_with_several_matrices_or_of_several_columns_stay():
+    for product in (
+        Node(Op.MATMUL, (reshape(x, 1, 1, 6), weight("w", np.ones((3, 6, 4), np.float32)))),
+        Node(Op.MATMUL, (weight("w", np.ones((4, 2), np.float32)), reshape(x, 2, 3))),
+    ):
+        assert Op.MATMUL in {node.op for node in tidy(Graph([X], {"out": product})).order}
+
+
 def test_constants_are_folded():
     a, b = (weight(n, np.full(6, v, np.float32)) for n, v in (("a", 2), ("b", 3)))
     (node,) = (v for v in tidied(Node(Op.MUL, (x, Node(Op.EXP, (add(a, b),))))).inputs if v.op is Op.WEIGHT)

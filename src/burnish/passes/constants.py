@@ -101,14 +101,30 @@ _HOLDS = {
 
 
 def linear_of_matmul(node: Node) -> Node | None:
-    """MATMUL(x, W) with a constant matrix W (K, N)  ->  LINEAR(x, W^T, 0)."""
-    match node:
-        case Node(Op.MATMUL, (x, w)) if (
-            w.op is Op.WEIGHT and len(w.shape) == 2 and x.dtype == w.dtype == "float32" and x.side != "constant"
-        ):
-            turned = weight(w["weight"].name, w["weight"].array.T)
-            return Node(Op.LINEAR, (x, turned, weight("0", np.zeros(w.shape[1], np.float32))))
-    return None
+    """A product with a constant matrix, whose other axes are 1 long, is a linear; x's are left out where they all are.
+
+    1. MATMUL(x, W (K, N))  ->  LINEAR(x, W^T, 0)          2. MATMUL(W (N, K), x (..., K, 1))  ->  LINEAR(x (..., K), W, 0) as a column
+    """
+    if node.op is not Op.MATMUL or any(operand.dtype != "float32" for operand in node.inputs):
+        return None
+    a, b = node.inputs
+    if _is_matrix(b) and a.side != "constant":
+        x, w, shape = a, b, a.shape
+    elif _is_matrix(a) and b.side != "constant" and b.shape[-1] == 1:
+        x, w, shape = b, a, b.shape[:-1]
+    else:
+        return None
+    matrix = w["weight"].array.reshape(w.shape[-2:])
+    if all(n == 1 for n in shape[:-1]):
+        shape = shape[-1:]
+    rows = x if x.shape == shape else Node(Op.RESHAPE, (x,), shape=shape)
+    matrix = matrix.T if w is b else matrix
+    product = Node(Op.LINEAR, (rows, weight(w["weight"].name, matrix), weight("0", np.zeros(len(matrix), np.float32))))
+    return product if product.shape == node.shape else Node(Op.RESHAPE, (product,), shape=node.shape)
+
+
+def _is_matrix(w: Node) -> bool:
+    return w.op is Op.WEIGHT and len(w.shape) >= 2 and all(n == 1 for n in w.shape[:-2])
 
 
 def scale_and_shift_after_linear(node: Node, shared: Container[Node]) -> Node | None:
