@@ -139,7 +139,7 @@ def compile_(
     out: Annotated[Path, typer.Option(help="Directory of the artifact.")],
     recipe: Annotated[str, typer.Option(help="A recipe's name, or a .toml or .json file.")] = "int8",
     backend: Annotated[
-        str | None, typer.Option(help="native, onnxruntime, openvino, inductor, executorch, eager; default: the recipe's own.")
+        str | None, typer.Option(help="native, onnxruntime, openvino, inductor, executorch, cuda, eager; default: the recipe's own.")
     ] = None,
     target: Annotated[
         str | None,

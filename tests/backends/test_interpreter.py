@@ -55,6 +55,6 @@ def test_an_engine_that_fails_on_what_it_built_is_one_sentence(monkeypatch):
 
 
 def test_an_unknown_backend_is_named_with_those_there_are():
-    known = "native, onnxruntime, openvino, inductor, executorch, eager, interpreter"
+    known = "native, onnxruntime, openvino, inductor, executorch, cuda, eager, interpreter"
     with pytest.raises(BuildError, match=rf"^no backend 'tvm'\. Use one of {known}$"):
         backend("tvm")

@@ -27,6 +27,7 @@ BACKENDS: dict[str, str] = {
     "openvino": "burnish.backends.openvino:OpenVino",
     "inductor": "burnish.backends.inductor:Inductor",
     "executorch": "burnish.backends.executorch:ExecuTorch",
+    "cuda": "burnish.backends.cuda:Cuda",
     "eager": "burnish.backends.eager:Eager",
 }
 

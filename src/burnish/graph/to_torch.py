@@ -190,7 +190,7 @@ def _round(x: Any, dtype: str) -> Any:
     return x.to(HALVES[dtype]).float() if dtype in HALVES else x
 
 
-def _deeper(x: Any, value: Node, depth: int) -> Any:
+def deeper(x: Any, value: Node, depth: int) -> Any:
     """A row value with 1s behind its rows until it has `depth` axes behind them, so that operands align on the right."""
     if value.side != "constant":
         for _ in range(depth - len(value.shape)):
@@ -200,7 +200,7 @@ def _deeper(x: Any, value: Node, depth: int) -> Any:
 
 def _aligned(node: Node, x: Tensors) -> Tensors:
     depth = max(len(v.shape) for v in node.inputs)
-    return tuple(_deeper(a, v, depth) for v, a in zip(node.inputs, x))
+    return tuple(deeper(a, v, depth) for v, a in zip(node.inputs, x))
 
 
 def _same_rows(node: Node, x: Tensors) -> Tensors:
@@ -245,7 +245,7 @@ def _linear(twin: _Twin, node: Node, x: Tensors) -> Any:
     a, w = _round(a, node["compute"]), _round(w, node["compute"])
     if not init:
         return F.linear(a, w, b)
-    return F.linear(a, w) + _deeper(init[0], node.inputs[3], len(node.shape)) + b
+    return F.linear(a, w) + deeper(init[0], node.inputs[3], len(node.shape)) + b
 
 
 def quantize(x: Any, multiplier: Any, zero_point: int) -> Any:
@@ -263,12 +263,12 @@ def dot(q: Any, weight: Any, zero_point: int) -> Any:
 
 def _qdot(twin: _Twin, node: Node, x: Tensors) -> Any:
     acc = dot(x[0], x[1], node["zero_point"])
-    return acc + _deeper(x[2], node.inputs[2], len(node.shape)) if len(x) > 2 else acc
+    return acc + deeper(x[2], node.inputs[2], len(node.shape)) if len(x) > 2 else acc
 
 
 def _qlinear(twin: _Twin, node: Node, x: Tensors) -> Any:
     acc = dot(x[0], x[1], node["zero_point"])
-    acc = acc + _deeper(x[4], node.inputs[4], len(node.shape)) if len(x) > 4 else acc
+    acc = acc + deeper(x[4], node.inputs[4], len(node.shape)) if len(x) > 4 else acc
     return acc.float() * x[2] + x[3]
 
 
@@ -385,7 +385,7 @@ def _transpose(twin: _Twin, node: Node, x: Tensors) -> Any:
 def _expand(twin: _Twin, node: Node, x: Tensors) -> Any:
     if node.side == "constant":
         return x[0].expand(node["shape"])
-    return _deeper(x[0], node.inputs[0], len(node["shape"])).expand(-1, *node["shape"])
+    return deeper(x[0], node.inputs[0], len(node["shape"])).expand(-1, *node["shape"])
 
 
 TWIN: dict[Op, Row] = {
