@@ -7,7 +7,7 @@ import pytest
 
 import burnish
 from burnish.backends import cuda, graph_file
-from burnish.backends.cuda import SIZES, Cuda, half_product, int8_dot
+from burnish.backends.cuda import SIZES, Cuda, half_product, int8_dot, int8_weight
 from burnish.errors import ArtifactError, BuildError
 from burnish.graph.interpret import interpret, interpret_request
 from burnish.graph.node import Graph, Node, input_node
@@ -49,7 +49,7 @@ def factored_int8() -> Graph:
 def test_the_request_is_computed_on_one_row_whatever_the_number_of_candidates(tmp_path, monkeypatch):
     graph = factored_int8()
     seen = []
-    monkeypatch.setattr(cuda, "int8_dot", lambda q, w, z: (seen.append(q.shape[0]), int8_dot(q, w, z))[1])
+    monkeypatch.setattr(cuda, "int8_dot", lambda q, *weight: (seen.append(q.shape[0]), int8_dot(q, *weight))[1])
     with opened(Cuda("cpu"), graph, tmp_path) as engine:
         request, candidates = (contiguous(part) for part in as_request(graph, rows(graph, 100, seed=1)))
         got = engine.request(request, candidates, 100)
@@ -64,7 +64,7 @@ def test_the_request_is_computed_on_one_row_whatever_the_number_of_candidates(tm
 def test_int8_products_are_the_interpreters_integers(m, n, k, zero_point):
     random = np.random.default_rng(m * n)
     q, w = random.integers(0, 256, (m, 2, k), np.uint8), random.integers(-128, 128, (n, k)).astype(np.int8)
-    got = int8_dot(torch.from_numpy(q), torch.from_numpy(w), zero_point)
+    got = int8_dot(*map(torch.from_numpy, (q, *int8_weight(w, zero_point))))
     assert got.dtype == torch.int32
     np.testing.assert_array_equal(got.numpy(), affine.dot(q, w, zero_point))
 

@@ -84,7 +84,7 @@ def test_weights_are_parameters_by_their_names_and_only_those_that_a_model_learn
         "b1": True,
         "temperature": False,
     }
-    assert [name for name, _ in twin.named_buffers()] == ["indices_0"]
+    assert [name for name, _ in twin.named_buffers()] == ["constant_0"]
 
 
 def test_every_learned_weight_of_a_factored_ranker_gets_a_gradient():

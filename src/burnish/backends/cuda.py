@@ -20,6 +20,7 @@ from burnish.backends import graph_file
 from burnish.backends.expand import Expand
 from burnish.backends.table import Arrays, Program
 from burnish.errors import ArtifactError, BuildError
+from burnish.graph.interpret import constant
 from burnish.graph.node import Graph, Node
 from burnish.graph.ops import Op
 from burnish.host import Host
@@ -163,6 +164,8 @@ class CudaEngine:
         }
         module = to_torch(graph, chosen)
         for node, name in weight_names(graph).items():
+            if not hasattr(module, name):  # int8 linears keep it in another form
+                continue
             held = resident.setdefault(node, getattr(module, name).detach().to(self._device))
             delattr(module, name)
             module.register_buffer(name, held)
@@ -205,23 +208,25 @@ class _Call:
         return self._found
 
 
-def int8_dot(q: Any, weight: Any, zero_point: int) -> Any:
-    """affine.dot on tensors, the same bits, by the int8 units: q (..., K) uint8, weight (N, K) int8 -> (..., N) int32.
+def int8_weight(weight: np.ndarray, zero_point: int) -> tuple[np.ndarray, np.ndarray]:
+    """A weight (N, K) int8 as int8_dot reads it: with zeros up to eights on both axes, and the offsets (N,) int32 of its outputs.
 
     sum (q - z) w  =  sum (q - 128) w + (128 - z) sum w, whose first operand is int8.
     """
+    padded = np.pad(weight, [(0, -size % MULTIPLE) for size in weight.shape])
+    return padded, (MIDDLE - zero_point) * weight.sum(1, dtype=np.int32)
+
+
+def int8_dot(q: Any, weight: Any, offsets: Any) -> Any:
+    """affine.dot on tensors, the same bits, by the int8 units: q (..., K) uint8 and what int8_weight made -> (..., N) int32."""
     import torch
     from torch.nn.functional import pad
 
-    (n, k), left = weight.shape, q.shape[:-1]
-    flat = (q ^ MIDDLE).view(torch.int8).reshape(-1, k)
+    flat = (q ^ MIDDLE).view(torch.int8).reshape(-1, q.shape[-1])
     rows = flat.shape[0]
-    wide, tall, deep = -n % MULTIPLE, max(0, LEAST_ROWS - rows), -k % MULTIPLE
-    turned = pad(weight, (0, deep, 0, wide)) if deep or wide else weight
-    acc = torch._int_mm(pad(flat, (0, deep, 0, tall)) if deep or tall else flat, turned.T)[:rows, :n]
-    if zero_point != MIDDLE:
-        acc = acc + (MIDDLE - zero_point) * weight.sum(1, dtype=torch.int32)
-    return acc.reshape(*left, n)
+    deep, tall = weight.shape[1] - q.shape[-1], max(0, LEAST_ROWS - rows)
+    acc = torch._int_mm(pad(flat, (0, deep, 0, tall)) if deep or tall else flat, weight.T)
+    return (acc[:rows, : offsets.shape[0]] + offsets).reshape(*q.shape[:-1], offsets.shape[0])
 
 
 def half_product(x: Any, weight: Any, dtype: str) -> Any:
@@ -236,9 +241,12 @@ def half_product(x: Any, weight: Any, dtype: str) -> Any:
 
 
 def _int8_row(twin: Any, node: Node, x: tuple[Any, ...]) -> Any:
+    import torch
+
     from burnish.graph.to_torch import deeper
 
-    acc = twin.tracer.create_proxy("call_function", int8_dot, (x[0], x[1], node["zero_point"]), {})
+    made = (twin.constant(torch.from_numpy(array)) for array in int8_weight(constant(node.inputs[1]), node["zero_point"]))
+    acc = twin.tracer.create_proxy("call_function", int8_dot, (x[0], *made), {})
     init = 4 if node.op is Op.QLINEAR else 2
     if len(x) > init:
         acc = acc + deeper(x[init], node.inputs[init], len(node.shape))

@@ -145,8 +145,12 @@ class _Twin:
 
     def indices(self, indices: tuple[int, ...]) -> Any:
         """A buffer of int64 indices."""
-        name = "indices_" + str(sum(1 for key, _ in self.root.named_buffers() if key.startswith("indices_")))
-        self.root.register_buffer(name, torch.tensor(indices, dtype=torch.int64))
+        return self.constant(torch.tensor(indices, dtype=torch.int64))
+
+    def constant(self, tensor: torch.Tensor) -> Any:
+        """A buffer that is no weight of the graph."""
+        name = "constant_" + str(sum(1 for key, _ in self.root.named_buffers() if key.startswith("constant_")))
+        self.root.register_buffer(name, tensor)
         return fx.Proxy(self.code.get_attr(name), self.tracer)
 
     def rows_of_table(self, table: Node, ids: Any) -> Any:
