@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -94,6 +97,30 @@ def test_rows_that_an_earlier_call_left_behind_those_given_change_nothing(tmp_pa
         before = engine.rows(few, 3)["score"]
         engine.rows(many, 16)
         np.testing.assert_array_equal(engine.rows(few, 3)["score"], before)
+
+
+def test_a_captured_call_is_fed_from_its_staging_and_replayed_not_computed_again(monkeypatch):
+    """With stand-ins for a card: their graph runs what was captured when it is replayed, on what lies at the places then."""
+    place, found, told = ("x", "candidate"), torch.zeros(4), []
+    buffers = {place: torch.zeros(4)}
+
+    def compute(x):
+        told.append("compute")
+        return [found.copy_(x * 2)]
+
+    card = SimpleNamespace(replay=lambda: (told.append("replay"), found.copy_(buffers[place] * 2)))
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, stand_in in {
+        "Stream": lambda: stream, "current_stream": lambda: stream, "stream": lambda beside: nullcontext(),
+        "CUDAGraph": lambda: card, "graph": lambda captured, pool: nullcontext(),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    call = cuda._Call(buffers, compute, pool=object())
+    assert told == ["compute"] * 3  # two to warm up, one that is captured
+    assert call({place: np.array([1, 2, 3], np.float32)})[0].tolist() == [2, 4, 6, 0]
+    assert call({place: np.array([5], np.float32)})[0].tolist() == [10, 4, 6, 0]
+    assert told[3:] == ["replay"] * 2
 
 
 def test_a_table_that_both_parts_read_lies_on_the_device_once(tmp_path):

@@ -173,7 +173,7 @@ class CudaEngine:
 
 
 class _Call:
-    """One size of call: inputs at fixed places, and on a card the kernels captured as one CUDA graph, fed from pinned memory.
+    """One size of call: inputs at fixed places, and on a card (`pool`) the kernels captured as one CUDA graph, fed from pinned memory.
 
     Rows behind those given keep what an earlier call left there, or zeros: rows that were valid, of which nothing is read.
     """
@@ -184,7 +184,7 @@ class _Call:
         self._buffers, self._compute = buffers, compute
         self._graph: Any = None
         self._staged = buffers
-        if any(buffer.is_cuda for buffer in buffers.values()):
+        if pool is not None:
             self._staged = {place: torch.zeros_like(buffer, device="cpu").pin_memory() for place, buffer in buffers.items()}
             beside = torch.cuda.Stream()
             beside.wait_stream(torch.cuda.current_stream())
