@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -162,3 +164,10 @@ def test_a_machine_without_a_gpu_is_one_sentence(tmp_path):
     program = Cuda().build(graph, Host.here(), tmp_path)
     with pytest.raises(ArtifactError, match=NO_GPU):
         Cuda().open(tmp_path, program, graph.inputs, 1)
+
+
+def test_the_benchmark_checks_and_times_each_engine(capsys):
+    main = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks/gpu.py"))["main"]
+    assert main(["--device", "cpu", "--short"]) == 0
+    table = capsys.readouterr().out
+    assert all(table.count(f"| {engine} |") == 2 for engine in ("eager", "burnish fp32", "burnish bf16", "burnish int8"))
