@@ -1,12 +1,14 @@
+import warnings
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from burnish.errors import JobError
+from burnish.errors import CalibrationWarning, JobError
 from burnish.graph.node import Graph
 from burnish.job import Accuracy, Job, Search
+from burnish.recipe import recipe
 from burnish.search.subject import Subject
 
 pl = pytest.importorskip("polars")
@@ -42,6 +44,21 @@ def test_rows_are_whole_requests_in_an_order_drawn_once(tmp_path):
     changes = np.flatnonzero(np.diff(rows.requests)) + 1
     assert np.array_equal(changes, np.arange(10, 2000, 10)), "a request is torn apart"
     assert np.array_equal(rows.table["row"], subject(tmp_path, request="request").rows.table["row"])
+
+
+def test_what_calibration_warned_of_is_told_of_the_recipes_that_begin_so_and_of_no_other(tmp_path, monkeypatch):
+    def decide(graph, recipe, *_):
+        if recipe.name == "int8":  # the others find its calibration kept, or have settled ranges
+            warnings.warn("too few", CalibrationWarning, stacklevel=2)
+        return graph, recipe
+
+    monkeypatch.setattr("burnish.decided.decide", decide)
+    one, graph = subject(tmp_path), Graph([], {})
+    for name in ("fp32", "int8", "int8-mixed-tables", "lean"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            one.apply(graph, recipe(name), None)
+    assert [one.unsettled(recipe(name)) for name in ("fp32", "int8", "int8-mixed-tables", "lean")] == [None, "too few", "too few", None]
 
 
 def test_without_requests_rows_stand_in_random_order(tmp_path):

@@ -67,8 +67,11 @@ def build(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:
     found = {"weight_bytes": program.weight_bytes, "arena_bytes": program.arena_bytes, "target": program.target}
     if trial.id == BASELINE.id:
         return found | {"architecture": architecture(subject.graph), "work": msgspec.to_builtins(work(subject.graph))}
-    layers = subject.layers(trial.recipe)
-    return found | {"decided": artifact.manifest.recipe, "layers": layers, "unsettled": subject.unsettled if layers else None}
+    return found | {
+        "decided": artifact.manifest.recipe,
+        "layers": subject.layers(trial.recipe),
+        "unsettled": subject.unsettled(trial.recipe),
+    }
 
 
 def screen(subject: Subject, trial: Trial, effort: Effort) -> dict[str, Any]:

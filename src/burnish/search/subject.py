@@ -48,7 +48,7 @@ class Subject:
         self.trained: Callable[[TrainingProgress], object] = lambda _: None  # told how a training goes
         self._calibrated: Kept = {}
         self._layers: dict[tuple[Step, ...], list[dict[str, Any]]] = {}
-        self.unsettled: str | None = None  # what calibration warned of
+        self._unsettled: dict[tuple[Step, ...], str] = {}  # what calibration warned of, for these steps
 
     @cached_property
     def graph(self) -> Graph:
@@ -192,10 +192,14 @@ class Subject:
             made = decide(graph, recipe, calibration, self.training, self._calibrated)
         for warning in met:
             if issubclass(warning.category, CalibrationWarning):
-                self.unsettled = str(warning.message)
+                self._unsettled[_quantizing(recipe)] = str(warning.message)
             else:
                 warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
         return made
+
+    def unsettled(self, recipe: Recipe) -> str | None:
+        """The sentence, where the calibration rows were too few to settle the ranges that this recipe took from them."""
+        return self._unsettled.get(_quantizing(recipe))
 
     def layers(self, recipe: Recipe) -> list[dict[str, Any]] | None:
         """What each linear loses when Int8 makes it alone int8, the guiltiest first, and in what it was kept; None of a recipe without."""
@@ -208,7 +212,9 @@ class Subject:
         steps = recipe.steps[: at + 1]
         if steps not in self._layers:
             before, after = (self.apply(self.graph, Recipe(part), self.calibration)[0] for part in (steps[:-1], steps))
-            found = sensitivity.layers(before, after, self.calibration)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", CalibrationWarning)  # told of the recipe already
+                found = sensitivity.layers(before, after, self.calibration)
             self._layers[steps] = [
                 {"name": layer.name, "loss": layer.loss, "macs": layer.macs, "kept": "float32" if layer.kept else "int8"} for layer in found
             ]
@@ -261,3 +267,11 @@ def check_labels(job: Job, rows: Rows) -> None:
             f"{path.name}: {ones:,} positive and {zeros:,} negative rows{inside} are too few for the accuracy gate. "
             f"Give at least {LEAST} of each"
         )
+
+
+def _quantizing(recipe: Recipe) -> tuple[Step, ...]:
+    """The steps up to the one that takes ranges from rows: recipes that share them are calibrated once."""
+    from burnish.recipe import Int8, Qat
+
+    last = max((i for i, step in enumerate(recipe.steps) if isinstance(step, Int8 | Qat)), default=-1)
+    return recipe.steps[: last + 1]
