@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from burnish.backends.native import Native
+from follow_page import followed
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "adding_a_kernel.md").read_text()
-FILES = re.findall(r"^```python\n# (\S+)\n(.*?)^```", PAGE, re.S | re.M)
-CHANGES = re.findall(r"^```diff\n--- (\S+)\n(.*?)^```", PAGE, re.S | re.M)
 TRY = """
 import tempfile
 from pathlib import Path
@@ -39,33 +33,10 @@ print("built, used and right")
 """
 
 
-def changed(text: str, change: str) -> str:
-    """The text with the page's lines: each run of lines that go or stay is found, and replaced by those that stay or come."""
-    lines = text.splitlines()
-    at = 0
-    for line in change.splitlines():
-        kind, told = line[0], line[1:]
-        if kind == "+":
-            lines.insert(at, told)
-            at += 1
-        else:
-            at = lines.index(told)
-            if kind == "-":
-                del lines[at]
-            else:
-                at += 1
-    return "\n".join(lines) + "\n"
-
-
 def test_the_pages_kernel_is_built_used_and_right(tmp_path):
     if Native().missing():
         pytest.skip(str(Native().missing()))
-    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    assert len(FILES) == 1 and len(CHANGES) == 1
-    for name, text in FILES:
-        (tmp_path / name).write_text(text)
-    for name, change in CHANGES:
-        (tmp_path / name).write_text(changed((tmp_path / name).read_text(), change))
+    assert followed("adding_a_kernel.md", tmp_path) == (1, 1)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
     done = subprocess.run([sys.executable, "-c", TRY], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

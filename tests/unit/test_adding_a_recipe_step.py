@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "adding_a_recipe_step.md").read_text()
-FILES = re.findall(r"^```python\n# (\S+)\n(.*?)^```", PAGE, re.S | re.M)
-CHANGES = re.findall(r"^```diff\n--- (\S+)\n(.*?)^```", PAGE, re.S | re.M)
+from follow_page import followed
+
 TRY = """
 from pathlib import Path
 import numpy as np
@@ -44,31 +39,8 @@ print("read, applied and right")
 """
 
 
-def changed(text: str, change: str) -> str:
-    """The text with the page's lines: each line that stays is found, and those that come stand in front of or behind it as in the page."""
-    lines = text.splitlines()
-    at, waiting = 0, list[str]()
-    for line in change.splitlines():
-        kind, told = line[:1], line[1:]
-        if kind == "+":
-            waiting.append(told)
-            continue
-        found = lines.index(told, at)
-        place = at or found
-        lines[place:place] = waiting
-        at, waiting = found + len(waiting) + 1, []
-    lines[at:at] = waiting
-    return "\n".join(lines) + "\n"
-
-
 def test_the_pages_step_is_read_applied_and_right(tmp_path):
-    assert len(FILES) == 1 and len(CHANGES) == 2
-    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    for name, text in FILES:
-        (tmp_path / name).write_text(text)
-    for name, change in CHANGES:
-        file = tmp_path / name
-        file.write_text(changed(file.read_text(), change))
+    assert followed("adding_a_recipe_step.md", tmp_path) == (1, 2)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
     run = subprocess.run([sys.executable, "-c", TRY], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "read, applied and right", run.stderr[-2000:] + run.stdout

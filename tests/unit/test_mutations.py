@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 
+from mutations import FAULTS
+
 ROOT = Path(__file__).resolve().parents[2]
-_spec = importlib.util.spec_from_file_location("mutations", ROOT / "tests" / "mutations.py")
-assert _spec and _spec.loader
-mutations = importlib.util.module_from_spec(_spec)
-sys.modules["mutations"] = mutations
-_spec.loader.exec_module(mutations)
 
 
-@pytest.mark.parametrize("fault", mutations.FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_deliberate_fault_can_be_put_in_and_its_tests_exist(fault):
     text = (ROOT / "src" / "burnish" / fault.file).read_text(encoding="utf-8")
     assert text.count(fault.right) == 1
